@@ -1,0 +1,2 @@
+//! The program `heirloom-engine`: started by `heirloom`, never by people.
+fn main() {}

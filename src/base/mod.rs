@@ -1,0 +1,1 @@
+//! The base folder without tensors.

@@ -1,0 +1,58 @@
+//! What every error of the project can say beyond its message: how to mend it, and whose
+//! fault it is.
+//!
+//! Owns the trait and the boxed form that crosses rooms. Does not own rendering (that is
+//! `cli::printer`) nor any particular error: each room has a typed enum that carries data
+//! (file, key, line, shape, dtype, offset) and implements [`Diagnose`].
+
+use std::error::Error;
+
+/// Who can do something about an error; decides the exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The user can fix it: exit status 1.
+    User,
+    /// A defect of ours: exit status 2.
+    Defect,
+}
+
+/// An error that people will read.
+///
+/// The `Display` of an error is one sentence without a full stop; its `source()` is the
+/// next link of the cause chain; `hint` is one sentence that says what to do.
+pub trait Diagnose: Error {
+    /// What the reader can do about it.
+    fn hint(&self) -> Option<String> {
+        None
+    }
+
+    /// Whose fault it is.
+    fn blame(&self) -> Blame {
+        Blame::User
+    }
+}
+
+/// Any error of any room on its way to the printer.
+pub type Failure = Box<dyn Diagnose + Send + Sync>;
+
+impl<E: Diagnose + Send + Sync + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Box::new(error)
+    }
+}
+
+impl Diagnose for std::io::Error {
+    fn hint(&self) -> Option<String> {
+        use std::io::ErrorKind;
+        match self.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                Some("free some disk space, then run the same command again".to_owned())
+            }
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                Some("choose a place that you may read and write".to_owned())
+            }
+            ErrorKind::NotFound => Some("check the path for a typing mistake".to_owned()),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Writing and digesting files.
+//!
+//! Owns the only ways by which the project writes a file or a folder: next to its place,
+//! synced, then renamed, so that a file is either absent, old or complete at every instant.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use sha2::{Digest, Sha256};
+
+/// Mode of a published file before the umask: readable by everyone.
+const FILE_MODE: u32 = 0o644;
+
+/// Writes `bytes` to `path` through a temporary file beside it.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_atomically_with(path, |file| file.write_all(bytes))
+}
+
+/// Like [`write_atomically`], with the bytes produced by `write` into a buffered writer.
+///
+/// When `write` fails, nothing of it remains.
+pub fn write_atomically_with(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let named = |error: io::Error| {
+        io::Error::new(error.kind(), format!("cannot write `{}`: {error}", path.display()))
+    };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".heirloom-").suffix(".partial");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // tempfile's own default is 0600, which would make adapters unreadable to others.
+        builder.permissions(std::fs::Permissions::from_mode(FILE_MODE));
+    }
+    let mut temporary = builder.tempfile_in(folder).map_err(named)?;
+    {
+        let mut buffered = io::BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
+        write(&mut buffered).and_then(|()| buffered.flush()).map_err(named)?;
+    }
+    temporary.as_file().sync_all().map_err(named)?;
+    temporary.persist(path).map_err(|error| named(error.error))?;
+    sync_folder(folder)
+}
+
+/// A folder that is written next to its place and appears there only when complete.
+///
+/// Dropped without [`FolderInProgress::finish`], nothing remains.
+#[derive(Debug)]
+pub struct FolderInProgress {
+    temporary: tempfile::TempDir,
+    target: PathBuf,
+}
+
+impl FolderInProgress {
+    /// Starts a folder that will appear as `target`.
+    pub fn beside(target: &Path) -> io::Result<Self> {
+        let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        fs::create_dir_all(parent)?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".heirloom-").suffix(".partial");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            builder.permissions(std::fs::Permissions::from_mode(0o755));
+        }
+        Ok(Self { temporary: builder.tempdir_in(parent)?, target: target.to_owned() })
+    }
+
+    /// Where to write for now.
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Syncs the folder and moves it to its place; with `replace`, an existing folder there
+    /// gives way.
+    pub fn finish(self, replace: bool) -> io::Result<()> {
+        sync_folder(self.temporary.path())?;
+        let parent = self.target.parent().filter(|parent| !parent.as_os_str().is_empty());
+        if replace && self.target.exists() {
+            let old = tempfile::Builder::new()
+                .prefix(".heirloom-")
+                .suffix(".old")
+                .tempdir_in(parent.unwrap_or(Path::new(".")))?;
+            fs::rename(&self.target, old.path().join("old"))?;
+        }
+        fs::rename(self.temporary.path(), &self.target)?;
+        // The folder has its new name: nothing is left for the guard to remove.
+        let _moved = self.temporary.keep();
+        sync_folder(parent.unwrap_or(Path::new(".")))
+    }
+}
+
+/// Makes renames inside `folder` durable.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    fs::File::open(folder)?.sync_all()
+}
+
+/// SHA-256 of a file, streamed; lower-case hex.
+pub fn sha256_of_file(path: &Path) -> io::Result<String> {
+    let mut file = fs::File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(hex(&hasher.finalize()));
+        }
+        hasher.update(&buffer[..read]);
+    }
+}
+
+/// SHA-256 of bytes; lower-case hex.
+pub fn sha256_of_bytes(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

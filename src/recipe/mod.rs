@@ -1,0 +1,420 @@
+//! The recipe room: from the words in a file to a checked, locked plan.
+//!
+//! Owns the recipe format (this file), reading it with every problem placed at its line and
+//! column (`read`), overrides (`--set`), the checks that need the inputs (`plan`) and the
+//! lock that pins every input by digest (`lock`). Does not own reading data (that is
+//! [`crate::dataset`]) nor the base folder (that is [`crate::base`]), and never touches
+//! libtorch.
+//!
+//! Two stages, as in ripgrep's arguments: the literal [`Recipe`] does no input and output
+//! and knows only what the file says; `plan::Plan` has looked at every input.
+
+pub mod lock;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The recipe format that this version reads and writes.
+pub const FORMAT: u32 = 1;
+
+/// A recipe with its defaults filled in. Field order is the order in the written file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The recipe format: 1.
+    pub heirloom: u32,
+    /// Name of the run and of its folder: letters, digits, `.`, `_` and `-`.
+    pub name: String,
+    /// What is adapted.
+    pub base: Base,
+    /// How it is adapted.
+    pub adapter: Adapter,
+    /// On what, and for what.
+    pub data: Data,
+    /// How the optimiser goes.
+    pub train: Train,
+    /// What is measured afterwards.
+    #[serde(default)]
+    pub eval: Eval,
+    /// Where the metrics go; `jsonl` is always on.
+    #[serde(default)]
+    pub track: Vec<Tracker>,
+}
+
+/// The model that is adapted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// Folder in Hugging Face format, relative to the current directory.
+    pub model: PathBuf,
+    /// Precision of the base in memory and of the computation.
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// How the frozen weights are stored in memory.
+    #[serde(default)]
+    pub quantization: Quantization,
+    /// Ignore the folder's weights and draw new ones from `train.seed`, as Transformers'
+    /// `initializer_range` says: growing a model rather than adapting one.
+    #[serde(default)]
+    pub from_scratch: bool,
+}
+
+/// Floating-point formats, by their names in PyTorch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32 bits.
+    #[default]
+    Float32,
+    /// 16 bits with the exponent of 32.
+    Bfloat16,
+}
+
+/// Storage of the frozen base.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Quantization {
+    /// As `dtype` says.
+    #[default]
+    None,
+}
+
+/// What is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Adapter {
+    /// Low-rank adaptation (arXiv 2106.09685) of linear layers; the base stays frozen.
+    Lora(Lora),
+    /// Every weight of the base.
+    Full,
+}
+
+/// Settings of LoRA, in PEFT's words.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    /// `r`: the rank of the update.
+    pub rank: u32,
+    /// `lora_alpha`: the update is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// `lora_dropout`: probability of dropping an input of the low-rank path.
+    #[serde(default)]
+    pub dropout: f64,
+    /// `target_modules`.
+    #[serde(default)]
+    pub targets: Targets,
+}
+
+/// Which linear layers get an adapter.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Targets {
+    /// `all-linear`: every linear layer but the output projection.
+    #[default]
+    AllLinear,
+    /// The last parts of module names: `q_proj`, `down_proj`, …
+    Modules(Vec<String>),
+}
+
+/// What is trained on, for what purpose.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// What the result is for, as DPV terms (`dpv:ServiceProvision`); a row must allow all.
+    pub purpose: Vec<String>,
+    /// What is done with a row, as DPV AI terms; a row must allow all.
+    #[serde(default = "default_processing")]
+    pub processing: Vec<String>,
+    /// A row's consent must outlast the planned end of the run: its start plus so many hours.
+    #[serde(default = "default_max_hours")]
+    pub max_hours: u32,
+    /// Rows to learn from.
+    pub train: Vec<Source>,
+    /// Rows whose loss is watched during training.
+    #[serde(default)]
+    pub validation: Vec<Source>,
+    /// Rows held out for `eval`, each with the name of its suite.
+    #[serde(default)]
+    pub test: Vec<Suite>,
+    /// Length of a training window, in tokens.
+    pub sequence_length: usize,
+    /// Put several conversations into one window; they never see each other.
+    #[serde(default = "yes")]
+    pub packing: bool,
+    /// What becomes of a conversation longer than a window.
+    #[serde(default)]
+    pub overlong: Overlong,
+    /// Which tokens carry loss.
+    #[serde(default)]
+    pub train_on: TrainOn,
+    /// Visit rows in a seeded order that differs by epoch.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
+}
+
+fn default_processing() -> Vec<String> {
+    vec!["ai:ModelFineTuning".to_owned()]
+}
+
+fn default_max_hours() -> u32 {
+    24
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// One source of rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Parquet file or glob, relative to the current directory.
+    pub path: String,
+    /// Shape of a row.
+    pub format: Format,
+}
+
+/// Held-out rows with a name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suite {
+    /// Name by which `eval.suites` and `--suite` ask for it.
+    pub name: String,
+    /// Parquet file or glob, relative to the current directory.
+    pub path: String,
+    /// Shape of a row.
+    pub format: Format,
+    /// Longest answer that is generated, in tokens.
+    #[serde(default = "default_max_new_tokens")]
+    pub max_new_tokens: usize,
+}
+
+fn default_max_new_tokens() -> usize {
+    128
+}
+
+/// Shapes of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// Column `messages`: a list of `{role, content}`.
+    Chat,
+}
+
+/// What becomes of a conversation that is longer than a window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overlong {
+    /// The run is refused, naming the row.
+    #[default]
+    Refuse,
+    /// The row is left out and counted.
+    Drop,
+}
+
+/// Which tokens carry loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrainOn {
+    /// The assistant's turns, end-of-turn included.
+    #[default]
+    Assistant,
+    /// Every token.
+    All,
+}
+
+/// The course of training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    /// Passes over the data.
+    pub epochs: u32,
+    /// Stop after so many optimiser steps.
+    #[serde(default)]
+    pub max_steps: Option<u64>,
+    /// Size of an optimiser step in tokens: so many windows of `data.sequence_length`.
+    pub tokens_per_step: usize,
+    /// Most tokens in one forward pass; larger steps accumulate. `null`: the whole step, at
+    /// most 8192.
+    #[serde(default)]
+    pub micro_batch_tokens: Option<usize>,
+    /// How weights move.
+    pub optimizer: Optimizer,
+    /// How the learning rate moves.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Longest gradient, in the 2-norm over all trained weights; 0 never clips.
+    #[serde(default = "default_clip")]
+    pub clip_grad_norm: f64,
+    /// Seed of everything random: initial adapter, dropout, order of rows.
+    pub seed: u64,
+    /// Optimiser steps between two measurements of the validation loss; 0: only at the end
+    /// of each epoch.
+    #[serde(default)]
+    pub validate_every: u64,
+    /// Optimiser steps between two checkpoints; 0: only at the end of each epoch.
+    #[serde(default = "default_checkpoint_every")]
+    pub checkpoint_every: u64,
+    /// How many checkpoints are kept, newest first.
+    #[serde(default = "default_keep")]
+    pub keep_checkpoints: usize,
+}
+
+fn default_clip() -> f64 {
+    1.0
+}
+
+fn default_checkpoint_every() -> u64 {
+    100
+}
+
+fn default_keep() -> usize {
+    2
+}
+
+/// How weights move.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Optimizer {
+    /// Decoupled weight decay (arXiv 1711.05101), as `torch.optim.AdamW`.
+    Adamw(Adamw),
+}
+
+/// Settings of AdamW, in PyTorch's words.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adamw {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Decay of the running mean and of the running square.
+    #[serde(default = "default_betas")]
+    pub betas: (f64, f64),
+    /// Added to the denominator.
+    #[serde(default = "default_eps")]
+    pub eps: f64,
+    /// Decoupled weight decay.
+    #[serde(default)]
+    pub weight_decay: f64,
+}
+
+fn default_betas() -> (f64, f64) {
+    (0.9, 0.999)
+}
+
+fn default_eps() -> f64 {
+    1e-8
+}
+
+/// How the learning rate moves after `optimizer`'s peak.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Linear warm-up, then half a cosine down, as Transformers'
+    /// `get_cosine_schedule_with_warmup` with a floor.
+    Cosine(Cosine),
+    /// Linear warm-up, then the peak.
+    Constant(Constant),
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self::Cosine(Cosine { warmup_ratio: default_warmup(), min_lr_ratio: 0.0 })
+    }
+}
+
+fn default_warmup() -> f64 {
+    0.03
+}
+
+/// Settings of [`Schedule::Cosine`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cosine {
+    /// Share of all steps spent warming up.
+    #[serde(default = "default_warmup")]
+    pub warmup_ratio: f64,
+    /// The floor, as a share of the peak.
+    #[serde(default)]
+    pub min_lr_ratio: f64,
+}
+
+/// Settings of [`Schedule::Constant`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Constant {
+    /// Share of all steps spent warming up.
+    #[serde(default = "default_warmup")]
+    pub warmup_ratio: f64,
+}
+
+/// What is measured after training.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Eval {
+    /// Names of `data.test` entries.
+    #[serde(default)]
+    pub suites: Vec<String>,
+    /// What the result must reach.
+    #[serde(default)]
+    pub gates: Vec<Gate>,
+}
+
+/// A condition on a result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gate {
+    /// `SUITE/METRIC`; metrics are `exact_match` (share, 0 to 1) and `loss` (nats per token).
+    pub metric: String,
+    /// No worse than the base model.
+    #[serde(default)]
+    pub at_least_baseline: bool,
+    /// No less than this.
+    #[serde(default)]
+    pub at_least: Option<f64>,
+    /// No more than this.
+    #[serde(default)]
+    pub at_most: Option<f64>,
+}
+
+/// Where metrics go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tracker {
+    /// `metrics.jsonl` in the run folder.
+    Jsonl,
+}
+
+impl Serialize for Targets {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::AllLinear => serializer.serialize_str(ALL_LINEAR),
+            Self::Modules(names) => names.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Targets {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Targets;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "`{ALL_LINEAR}` or a list of module names")
+            }
+            fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<Targets, E> {
+                match word {
+                    ALL_LINEAR => Ok(Targets::AllLinear),
+                    _ => Err(E::invalid_value(serde::de::Unexpected::Str(word), &self)),
+                }
+            }
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, seq: A) -> Result<Targets, A::Error> {
+                let names = Vec::deserialize(serde::de::value::SeqAccessDeserializer::new(seq))?;
+                Ok(Targets::Modules(names))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// PEFT's word for every linear layer but the output projection.
+const ALL_LINEAR: &str = "all-linear";
