@@ -2,3 +2,12 @@
 //!
 //! Calls the crate `heirloom`, never the other way round; a room here calls rooms above it
 //! in this list, never below.
+
+pub mod adapter;
+pub mod error;
+pub mod eval;
+pub mod export;
+pub mod generate;
+pub mod model;
+pub mod ops;
+pub mod train;

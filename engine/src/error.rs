@@ -1,0 +1,149 @@
+//! The engine's own errors.
+
+use std::io;
+use std::path::PathBuf;
+
+use heirloom::base::{BaseError, Mismatch};
+use heirloom::diagnose::{Blame, Diagnose};
+use tch::TchError;
+
+/// What can go wrong while computing.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// libtorch refused an operation; shapes and dtypes were checked before, so this is a
+    /// defect of ours or a lack of memory.
+    #[error("libtorch could not compute an operation")]
+    Torch(#[from] TchError),
+    /// The base or a safetensors file.
+    #[error(transparent)]
+    Base(#[from] BaseError),
+    /// A file cannot be read or written.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// JSON of ours or of PEFT is not what it should be.
+    #[error("`{}` is not valid", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// Safetensors cannot be written.
+    #[error("cannot write `{}`", path.display())]
+    WriteSafetensors {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: safetensors::SafeTensorError,
+    },
+    /// An adapter folder asks for something that would change the computation.
+    #[error("`{}` has `{key}` = `{value}`, which is not supported", path.display())]
+    AdapterSetting {
+        /// `adapter_config.json`.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// The tensors of an adapter or a checkpoint are not those that belong there.
+    #[error("`{}` does not fit: {}", path.display(), problems.iter().map(Mismatch::to_string).collect::<Vec<_>>().join(", "))]
+    Tensors {
+        /// The file.
+        path: PathBuf,
+        /// Every difference.
+        problems: Vec<Mismatch>,
+    },
+    /// The loss is not a number any more.
+    #[error("the loss of step {step} is {loss}")]
+    Diverged {
+        /// Optimiser step.
+        step: u64,
+        /// What was computed.
+        loss: f64,
+    },
+    /// A sequence is longer than the model can take.
+    #[error("a sequence of {tokens} tokens is longer than the {limit} that the model was made for")]
+    TooLong {
+        /// Its length.
+        tokens: usize,
+        /// `max_position_embeddings`.
+        limit: usize,
+    },
+    /// Training was interrupted and can go on.
+    #[error("stopped by a signal after step {step} of {steps}; `{}` can be resumed", run.display())]
+    Interrupted {
+        /// Finished optimiser steps.
+        step: u64,
+        /// Steps of the whole run.
+        steps: u64,
+        /// The run folder.
+        run: PathBuf,
+    },
+    /// A run folder lacks what only a finished run has.
+    #[error("the run in `{}` is not finished", run.display())]
+    Unfinished {
+        /// The run folder.
+        run: PathBuf,
+    },
+    /// A gate of the recipe does not hold.
+    #[error("`{metric}` is {value:.4}, but the recipe wants {wanted}")]
+    Gate {
+        /// `SUITE/METRIC`.
+        metric: String,
+        /// What was measured.
+        value: f64,
+        /// The condition in words.
+        wanted: String,
+    },
+    /// The envelope is not from this version of `heirloom`.
+    #[error("`heirloom-engine` {engine} was started by `heirloom` {sender}")]
+    Version {
+        /// Of the engine.
+        engine: String,
+        /// Of the sender.
+        sender: String,
+    },
+    /// The argument is no job.
+    #[error("`heirloom-engine` is started by `heirloom`, not by hand")]
+    NoJob {
+        /// What the JSON reader said.
+        source: serde_json::Error,
+    },
+}
+
+/// The engine's results.
+pub type Result<T, E = EngineError> = std::result::Result<T, E>;
+
+impl Diagnose for EngineError {
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Base(error) => return error.hint(),
+            Self::Io(error) => return error.hint(),
+            Self::Torch(_) => {
+                "if the machine ran out of memory, lower `train.micro_batch_tokens`; otherwise \
+                 please report this as a defect"
+            }
+            Self::Json { .. } | Self::Tensors { .. } => {
+                "the file is damaged or belongs to another model: copy it again"
+            }
+            Self::WriteSafetensors { .. } => "check the free space and the rights of the folder",
+            Self::AdapterSetting { .. } => "use a plain LoRA adapter of this base",
+            Self::Diverged { .. } => "lower `train.optimizer.adamw.lr` or lengthen the warm-up",
+            Self::TooLong { .. } => "shorten the text or choose a base with a longer context",
+            Self::Interrupted { .. } => "go on with the same command and `--resume`",
+            Self::Unfinished { .. } => "finish it with `heirloom train RECIPE --resume`",
+            Self::Gate { .. } => "the run is kept; train longer, or change `eval.gates`",
+            Self::Version { .. } => "build both programs together: `cargo build --release`",
+            Self::NoJob { .. } => "see `heirloom --help`",
+        };
+        Some(hint.to_owned())
+    }
+
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Torch(_) => Blame::Defect,
+            _ => Blame::User,
+        }
+    }
+}

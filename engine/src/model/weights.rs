@@ -1,0 +1,116 @@
+//! Tensors from mapped safetensors, and new ones from a seed.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+
+use fs_err as fs;
+use heirloom::base::{Checkpoint, Config, Mismatch, View};
+use heirloom::recipe::Dtype;
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{EngineError, Result};
+
+/// The libtorch name of a recipe's dtype.
+pub fn kind(dtype: Dtype) -> Kind {
+    match dtype {
+        Dtype::Float32 => Kind::Float,
+        Dtype::Bfloat16 => Kind::BFloat16,
+    }
+}
+
+/// The libtorch name of a safetensors dtype that [`Checkpoint::expect`] lets through.
+pub fn stored_kind(view: View<'_>) -> Option<Kind> {
+    match view.dtype {
+        safetensors::Dtype::F32 => Some(Kind::Float),
+        safetensors::Dtype::BF16 => Some(Kind::BFloat16),
+        safetensors::Dtype::F16 => Some(Kind::Half),
+        safetensors::Dtype::I64 => Some(Kind::Int64),
+        _ => None,
+    }
+}
+
+/// Copies one tensor out of a checkpoint, in the dtype in which it is stored.
+pub fn load(checkpoint: &Checkpoint, name: &str) -> Result<Tensor> {
+    let missing = || EngineError::Tensors {
+        path: checkpoint.files().next().unwrap_or(std::path::Path::new("")).to_owned(),
+        problems: vec![Mismatch::Missing { tensor: name.to_owned() }],
+    };
+    let view = checkpoint.get(name).ok_or_else(missing)?;
+    let kind = stored_kind(view).ok_or_else(missing)?;
+    let shape: Vec<i64> = view.shape.iter().map(|size| *size as i64).collect();
+    Ok(Tensor::f_from_data_size(view.bytes, &shape, kind)?)
+}
+
+/// Draws a new weight: norms are one, the rest is normal with the config's
+/// `initializer_range`, as `LlamaPreTrainedModel._init_weights`. Uses libtorch's generator.
+pub fn draw(config: &Config, name: &str, shape: &[usize]) -> Result<Tensor> {
+    let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
+    let options = (Kind::Float, Device::Cpu);
+    if name.ends_with("norm.weight") {
+        return Ok(Tensor::f_ones(&shape, options)?);
+    }
+    Ok(Tensor::f_randn(&shape, options)?.f_mul_scalar(config.initializer_range)?)
+}
+
+/// Writes tensors to a safetensors file: sorted by name, one tensor at a time in memory
+/// beyond those given, with the one metadata key that Transformers asks for.
+///
+/// `path` must lie in a folder that is not yet in its place: the file is not atomic.
+pub fn save(path: &Path, tensors: Vec<(String, Lazy<'_>)>) -> Result<()> {
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(tensors, Some(metadata), path)
+        .map_err(|source| EngineError::WriteSafetensors { path: path.to_owned(), source })?;
+    // The crate writes through a temporary file that only its owner may read.
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    Ok(fs::File::open(path)?.sync_all()?)
+}
+
+/// A tensor that is computed when it is written.
+pub struct Lazy<'a> {
+    shape: Vec<usize>,
+    kind: Kind,
+    compute: Box<dyn Fn() -> Tensor + 'a>,
+}
+
+impl<'a> Lazy<'a> {
+    /// A tensor like `model` in shape, to be written as `kind`, whose values `compute` gives.
+    pub fn new(model: &Tensor, kind: Kind, compute: impl Fn() -> Tensor + 'a) -> Self {
+        let shape = model.size().iter().map(|size| *size as usize).collect();
+        Self { shape, kind, compute: Box::new(compute) }
+    }
+
+    /// A tensor that is there already.
+    pub fn ready(tensor: Tensor) -> Lazy<'static> {
+        Lazy {
+            shape: tensor.size().iter().map(|size| *size as usize).collect(),
+            kind: tensor.kind(),
+            compute: Box::new(move || tensor.shallow_clone()),
+        }
+    }
+}
+
+impl safetensors::View for Lazy<'_> {
+    fn dtype(&self) -> safetensors::Dtype {
+        match self.kind {
+            Kind::BFloat16 => safetensors::Dtype::BF16,
+            Kind::Half => safetensors::Dtype::F16,
+            _ => safetensors::Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let tensor = (self.compute)().to_device(Device::Cpu).to_kind(self.kind).contiguous();
+        let mut bytes = vec![0; self.data_len()];
+        tensor.copy_data_u8(&mut bytes, tensor.numel());
+        Cow::Owned(bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.kind.elt_size_in_bytes()
+    }
+}

@@ -1,0 +1,31 @@
+//! The loss of a micro-batch.
+
+use heirloom::dataset::stream::MicroBatch;
+use tch::Tensor;
+
+use crate::error::Result;
+use crate::model::Llama;
+use crate::ops::{self, Layout};
+
+/// Sum of the negative log-likelihoods of the trained tokens, in nats, as a graph that can
+/// be differentiated; `None` when no token is trained. `train` turns dropout on.
+///
+/// Only rows that predict a trained token reach the output projection.
+pub fn nll_sum(model: &Llama, batch: &MicroBatch, train: bool) -> Result<Option<Tensor>> {
+    let (mut rows, mut targets) = (Vec::new(), Vec::new());
+    for (row, (token, trained)) in batch.tokens.iter().zip(&batch.trained).enumerate().skip(1) {
+        if *trained {
+            rows.push(row as i64 - 1);
+            targets.push(i64::from(*token));
+        }
+    }
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let tokens: Vec<i64> = batch.tokens.iter().map(|token| i64::from(*token)).collect();
+    let layout = Layout::new(&batch.lengths, model.embedding.device())?;
+    let hidden = model.hidden(&Tensor::f_from_slice(&tokens)?, &layout, train)?;
+    let predicting = hidden.f_index_select(0, &Tensor::f_from_slice(&rows)?)?;
+    let logits = model.logits(&predicting)?;
+    Ok(Some(ops::cross_entropy_sum(&logits, &Tensor::f_from_slice(&targets)?)?))
+}

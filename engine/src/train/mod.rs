@@ -1,0 +1,252 @@
+//! The train room: from a run folder to trained weights.
+//!
+//! Owns the loop ([`Trainer`]), the loss ([`loss`]), the optimiser and schedules
+//! ([`optimizer`]), the trained weights ([`parameters`]) and checkpoints ([`checkpoint`]).
+//! Does not own evaluation after training nor releases.
+//!
+//! The gradient of a step is that of the mean over all its trained tokens, however they are
+//! spread over micro-batches.
+
+pub mod checkpoint;
+pub mod loss;
+pub mod optimizer;
+pub mod parameters;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use heirloom::base::BaseFolder;
+use heirloom::dataset::stream::{MicroBatch, Step};
+use heirloom::recipe::{Adapter, Optimizer, Recipe};
+use heirloom::track::{Sink, StepMetrics, ValidationMetrics};
+use tch::Tensor;
+
+use crate::adapter;
+use crate::error::{EngineError, Result};
+use crate::model::{Llama, weights};
+use checkpoint::Progress;
+use optimizer::AdamW;
+use parameters::Parameters;
+
+/// A model, what of it is trained, and how.
+#[derive(Debug)]
+pub struct Trainer {
+    /// The model; its trained weights are views into `parameters`.
+    pub model: Llama,
+    /// The trained weights.
+    pub parameters: Parameters,
+    /// Where training stands.
+    pub progress: Progress,
+    recipe: Recipe,
+    optimizer: AdamW,
+    steps: u64,
+    checkpoints: PathBuf,
+}
+
+impl Trainer {
+    /// Loads the base, adds what is trained, and goes to the newest checkpoint in
+    /// `checkpoints`. `steps` is the length of the whole run.
+    pub fn open(
+        recipe: &Recipe,
+        base: &BaseFolder,
+        steps: u64,
+        checkpoints: PathBuf,
+    ) -> Result<Self> {
+        // Before anything is drawn: the same recipe starts from the same weights.
+        tch::manual_seed(recipe.train.seed as i64);
+        let (model, mut parameters) = prepare(recipe, base)?;
+        let Optimizer::Adamw(settings) = &recipe.train.optimizer;
+        let mut optimizer = AdamW::new(settings.clone(), &parameters)?;
+        let restored = checkpoint::restore(&checkpoints, &mut parameters, &mut optimizer)?;
+        let progress = restored.unwrap_or_default();
+        let recipe = recipe.clone();
+        Ok(Self { model, parameters, progress, recipe, optimizer, steps, checkpoints })
+    }
+
+    /// Takes steps from `stream` until the run is complete or `stop` is set, reporting to
+    /// `sink`. `epoch_steps` are the steps of each pass. Stopping leaves a checkpoint.
+    pub fn run<E>(
+        &mut self,
+        stream: impl Iterator<Item = Result<Step, E>>,
+        validation: &[MicroBatch],
+        epoch_steps: &[u64],
+        sink: &mut dyn Sink,
+        stop: &AtomicBool,
+    ) -> Result<Outcome, E>
+    where
+        E: From<EngineError>,
+    {
+        let mut stream = stream;
+        while self.progress.step < self.steps {
+            if stop.load(Ordering::Relaxed) {
+                self.save()?;
+                return Ok(Outcome::Stopped);
+            }
+            let Some(step) = stream.next() else { break };
+            let step = step?;
+            let of_epoch = epoch_steps.get(step.epoch as usize).copied().unwrap_or(1).max(1);
+            let metrics = self.step(&step, of_epoch)?;
+            sink.step(&metrics).map_err(EngineError::from)?;
+            let last = self.progress.step == self.steps;
+            let train = &self.recipe.train;
+            let due = |every: u64| {
+                last || step.ends_epoch || (every > 0 && self.progress.step.is_multiple_of(every))
+            };
+            let (validate, save) = (due(train.validate_every), due(train.checkpoint_every));
+            if validate && !validation.is_empty() {
+                let measured = self.validate(validation, metrics.epoch)?;
+                sink.validation(&measured).map_err(EngineError::from)?;
+            }
+            if save {
+                self.save()?;
+            }
+        }
+        Ok(Outcome::Complete)
+    }
+
+    /// One optimiser step.
+    fn step(&mut self, step: &Step, of_epoch: u64) -> Result<StepMetrics> {
+        let started = Instant::now();
+        let number = self.progress.step + 1;
+        // Dropout depends on the step alone, so a resumed run drops the same.
+        tch::manual_seed(mix(self.recipe.train.seed, number));
+        let trained: u64 = step.micro_batches.iter().map(MicroBatch::trained_tokens).sum();
+        let tokens: u64 = step.micro_batches.iter().map(|batch| batch.tokens.len() as u64).sum();
+        let mut gradient = self.parameters.zero_gradient()?;
+        let mut nll = 0.0;
+        for batch in &step.micro_batches {
+            if let Some(sum) = loss::nll_sum(&self.model, batch, true)? {
+                nll += sum.f_double_value(&[])?;
+                let mean = sum.f_div_scalar(trained as f64)?;
+                self.parameters.add_gradient(&mean, &gradient)?;
+            }
+        }
+        let mean_loss = nll / trained.max(1) as f64;
+        if !mean_loss.is_finite() {
+            return Err(EngineError::Diverged { step: number, loss: mean_loss });
+        }
+        let train = &self.recipe.train;
+        let grad_norm = optimizer::clip(&mut gradient, train.clip_grad_norm)?;
+        let Optimizer::Adamw(settings) = &train.optimizer;
+        let lr = settings.lr * optimizer::factor(&train.schedule, self.progress.step, self.steps);
+        self.optimizer.update(&mut self.parameters, &gradient, lr)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let progress = &mut self.progress;
+        progress.step = number;
+        progress.tokens += tokens;
+        progress.trained_tokens += trained;
+        progress.seconds += seconds;
+        progress.step_in_epoch = if step.ends_epoch { 0 } else { progress.step_in_epoch + 1 };
+        progress.position = step.position;
+        let into_epoch = if step.ends_epoch { of_epoch } else { progress.step_in_epoch };
+        Ok(StepMetrics {
+            step: number,
+            epoch: f64::from(step.epoch) + into_epoch as f64 / of_epoch as f64,
+            loss: mean_loss,
+            lr,
+            grad_norm,
+            tokens: progress.tokens,
+            trained_tokens: trained,
+            tokens_per_second: tokens as f64 / seconds.max(1e-9),
+            seconds: progress.seconds,
+        })
+    }
+
+    fn validate(&mut self, batches: &[MicroBatch], epoch: f64) -> Result<ValidationMetrics> {
+        let (validation_loss, validation_tokens) = mean_nll(&self.model, batches)?;
+        let (step, seconds) = (self.progress.step, self.progress.seconds);
+        Ok(ValidationMetrics { step, epoch, validation_loss, validation_tokens, seconds })
+    }
+
+    fn save(&self) -> Result<()> {
+        let keep = self.recipe.train.keep_checkpoints;
+        let (progress, parameters) = (&self.progress, &self.parameters);
+        checkpoint::save(&self.checkpoints, progress, parameters, &self.optimizer, keep)
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Complete,
+    /// It was asked to stop, and left a checkpoint.
+    Stopped,
+}
+
+/// Mean negative log-likelihood of the trained tokens of all batches, in nats, and their
+/// number.
+pub fn mean_nll(model: &Llama, batches: &[MicroBatch]) -> Result<(f64, u64)> {
+    let mut nll = 0.0;
+    let mut tokens = 0;
+    for batch in batches {
+        let sum = tch::no_grad(|| loss::nll_sum(model, batch, false))?;
+        if let Some(sum) = sum {
+            nll += sum.f_double_value(&[])?;
+            tokens += batch.trained_tokens();
+        }
+    }
+    Ok((nll / tokens.max(1) as f64, tokens))
+}
+
+/// Sets `stop` on the first SIGINT or SIGTERM; a second one ends the program at once.
+pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // Registered first: it only acts once the flag is already set.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
+}
+
+/// The model with its trained weights as views into one flat tensor.
+fn prepare(recipe: &Recipe, base: &BaseFolder) -> Result<(Llama, Parameters)> {
+    match &recipe.adapter {
+        Adapter::Full => prepare_full(recipe, base),
+        Adapter::Lora(lora) => {
+            let mut model = Llama::open(base, recipe.base.dtype)?;
+            let mut initial = Vec::new();
+            adapter::attach(&mut model, lora, |key, shape| {
+                let tensor = adapter::draw(key, shape)?;
+                initial.push((key.to_owned(), tensor.shallow_clone()));
+                Ok(tensor)
+            })?;
+            let parameters = Parameters::new(initial)?;
+            adapter::attach(&mut model, lora, |key, _| view(&parameters, key))?;
+            Ok((model, parameters))
+        }
+    }
+}
+
+/// Every weight is trained, in f32, whatever the dtype of the computation.
+fn prepare_full(recipe: &Recipe, base: &BaseFolder) -> Result<(Llama, Parameters)> {
+    let mut initial = Vec::new();
+    for (name, shape) in base.config.tensors() {
+        let tensor = match base.checkpoint() {
+            Some(checkpoint) => weights::load(checkpoint, &name)?.f_to_kind(tch::Kind::Float)?,
+            None => weights::draw(&base.config, &name, &shape)?,
+        };
+        initial.push((name, tensor));
+    }
+    let parameters = Parameters::new(initial)?;
+    let kind = weights::kind(recipe.base.dtype);
+    let model = Llama::build(&base.config, kind, |name, _| view(&parameters, name))?;
+    Ok((model, parameters))
+}
+
+/// A leaf that was just made; its absence is a defect of ours.
+fn view(parameters: &Parameters, name: &str) -> Result<Tensor> {
+    let absent = || tch::TchError::Kind(format!("`{name}` was not laid out"));
+    Ok(parameters.get(name).ok_or_else(absent)?)
+}
+
+/// A seed for every step (the finaliser of SplitMix64).
+fn mix(seed: u64, step: u64) -> i64 {
+    let mut mixed = seed.wrapping_add(step.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    (mixed ^ (mixed >> 31)) as i64
+}

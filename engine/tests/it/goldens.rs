@@ -1,0 +1,205 @@
+//! Our numbers against those of Transformers and PEFT; see `tests/fixtures/README.md`.
+
+use heirloom::base::BaseFolder;
+use heirloom::recipe::{Adamw, Cosine, Dtype, Schedule};
+use heirloom_engine::adapter::{self, peft};
+use heirloom_engine::model::Llama;
+use heirloom_engine::train::optimizer::{self, AdamW};
+use heirloom_engine::train::{loss, parameters::Parameters};
+use tch::{Kind, Tensor};
+
+use crate::support::{Golden, difference, fixture, logits, model};
+
+/// The bar for logits and losses in f32.
+const LOGITS: f64 = 1e-5;
+/// The bar for gradients and updated weights in f32.
+const GRADIENTS: f64 = 1e-4;
+
+#[test]
+fn logits_of_packed_documents_equal_transformers_in_float32() {
+    for name in ["tiny-llama", "tiny-llama-tied-sharded"] {
+        let golden = Golden::open(&format!("{name}.logits.safetensors"));
+        let (model, batch) = (model(name, Dtype::Float32), golden.packed());
+        let found = tch::no_grad(|| logits(&model, &batch));
+        let difference = difference(&found, &golden.logits("logits."));
+        assert!(difference <= LOGITS, "{name}: {difference:e}");
+        let nll = tch::no_grad(|| loss::nll_sum(&model, &batch, false)).unwrap().unwrap();
+        let mean = nll.double_value(&[]) / batch.trained_tokens() as f64;
+        let expected = golden.numbers("loss")[0];
+        assert!((mean / expected - 1.0).abs() <= LOGITS, "{name}: {mean} {expected}");
+    }
+}
+
+/// bfloat16 may differ from Transformers' bfloat16 by no more than that differs from f32.
+#[test]
+fn logits_in_bfloat16_are_as_close_as_transformers_own() {
+    for name in ["tiny-llama", "tiny-llama-tied-sharded"] {
+        let golden = Golden::open(&format!("{name}.logits.safetensors"));
+        let mut batch = golden.packed();
+        // The longest document has no bfloat16 numbers.
+        let kept: u32 = batch.lengths[..3].iter().sum();
+        batch.lengths.truncate(3);
+        batch.tokens.truncate(kept as usize);
+        batch.trained.truncate(kept as usize);
+        let model = model(name, Dtype::Bfloat16);
+        let found = tch::no_grad(|| logits(&model, &batch));
+        assert_eq!(found.kind(), Kind::BFloat16);
+        let exact = golden.logits("logits.").narrow(0, 0, i64::from(kept));
+        let theirs = difference(&golden.logits("logits_bfloat16."), &exact);
+        let ours = difference(&found, &exact);
+        assert!(ours <= 1.5 * theirs, "{name}: {ours:e} against {theirs:e}");
+    }
+}
+
+/// A model with a fixture's adapter as trained leaves.
+fn with_adapter(folder: &str) -> (Llama, Parameters) {
+    let mut model = model("tiny-llama", Dtype::Float32);
+    let described = peft::attach(&mut model, &fixture(&format!("{folder}/adapter"))).unwrap();
+    let parameters = Parameters::new(adapter::weights(&model)).unwrap();
+    adapter::attach(&mut model, &described.lora, |key, _| Ok(parameters.get(key).unwrap()))
+        .unwrap();
+    (model, parameters)
+}
+
+fn mean_gradient(
+    model: &Llama,
+    parameters: &Parameters,
+    batch: &heirloom::dataset::stream::MicroBatch,
+) -> (f64, Tensor) {
+    let gradient = parameters.zero_gradient().unwrap();
+    let sum = loss::nll_sum(model, batch, true).unwrap().unwrap();
+    let mean = sum / batch.trained_tokens() as f64;
+    parameters.add_gradient(&mean, &gradient).unwrap();
+    (mean.double_value(&[]), gradient)
+}
+
+#[test]
+fn logits_gradients_and_steps_of_lora_equal_peft() {
+    for folder in ["lora-all-linear", "lora-qv"] {
+        let golden = Golden::open(&format!("{folder}/lora.safetensors"));
+        let batch = golden.packed();
+        let (model, mut parameters) = with_adapter(folder);
+        let found = tch::no_grad(|| logits(&model, &batch));
+        let apart = difference(&found, &golden.logits("logits."));
+        assert!(apart <= LOGITS, "{folder} logits: {apart:e}");
+
+        let settings = Adamw { lr: 1e-2, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.01 };
+        let mut adamw = AdamW::new(settings, &parameters).unwrap();
+        let keys = golden.names("grad.");
+        assert_eq!(keys.len(), parameters.split(&parameters.flat).count());
+        for step in 1..=3 {
+            let (loss, mut gradient) = mean_gradient(&model, &parameters, &batch);
+            let expected = golden.numbers("losses")[step - 1];
+            assert!((loss / expected - 1.0).abs() <= GRADIENTS, "{folder} loss {step}");
+            if step == 1 {
+                for (key, found) in parameters.split(&gradient) {
+                    let apart = difference(&found, &golden.tensor(&format!("grad.{key}")));
+                    assert!(apart <= GRADIENTS, "{folder} gradient of {key}: {apart:e}");
+                }
+            }
+            let norm = optimizer::clip(&mut gradient, 1.0).unwrap();
+            let expected = golden.numbers("grad_norms")[step - 1];
+            assert!((norm / expected - 1.0).abs() <= GRADIENTS, "{folder} norm {step}");
+            adamw.update(&mut parameters, &gradient, 1e-2).unwrap();
+            if step == 1 || step == 3 {
+                for (key, found) in parameters.split(&parameters.flat) {
+                    let expected = golden.tensor(&format!("after_{step}.{key}"));
+                    let apart = difference(&found.detach(), &expected);
+                    assert!(apart <= GRADIENTS, "{folder} {key} after {step}: {apart:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn merged_weights_equal_peft() {
+    for folder in ["lora-all-linear", "lora-qv"] {
+        let golden = Golden::open(&format!("{folder}/merged.safetensors"));
+        let (model, _) = with_adapter(folder);
+        let mut compared = 0;
+        for linear in model.linears().filter(|linear| linear.low_rank.is_some()) {
+            let expected = golden.tensor(&format!("{}.weight", linear.name));
+            let apart = difference(&linear.merged().unwrap().detach(), &expected);
+            assert!(apart <= 1e-6, "{folder} {}: {apart:e}", linear.name);
+            compared += 1;
+        }
+        assert_eq!(compared, golden.names("").len());
+    }
+}
+
+#[test]
+fn an_adapter_written_here_is_read_back_with_the_same_logits() {
+    let (model, _) = with_adapter("lora-qv");
+    let described = peft::describe(&fixture("lora-qv/adapter")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    peft::save(folder.path(), &model, &described.lora, "tiny-llama".as_ref()).unwrap();
+    let mut again = crate::support::model("tiny-llama", Dtype::Float32);
+    peft::attach(&mut again, folder.path()).unwrap();
+    let batch = Golden::open("lora-qv/lora.safetensors").packed();
+    let (first, second) = tch::no_grad(|| (logits(&model, &batch), logits(&again, &batch)));
+    assert_eq!(first, second);
+}
+
+#[test]
+fn gradients_of_full_training_equal_transformers() {
+    let golden = Golden::open("tiny-llama-tied-sharded.full.safetensors");
+    let base = BaseFolder::open(&fixture("tiny-llama-tied-sharded"), false).unwrap();
+    let loaded = Llama::open(&base, Dtype::Float32).unwrap();
+    drop(loaded);
+    let mut initial = Vec::new();
+    for (name, _) in base.config.tensors() {
+        let tensor =
+            heirloom_engine::model::weights::load(base.checkpoint().unwrap(), &name).unwrap();
+        initial.push((name, tensor.to_kind(Kind::Float)));
+    }
+    let parameters = Parameters::new(initial).unwrap();
+    let model =
+        Llama::build(&base.config, Kind::Float, |name, _| Ok(parameters.get(name).unwrap()))
+            .unwrap();
+    let (_, mut gradient) = mean_gradient(&model, &parameters, &golden.packed());
+    for (key, found) in parameters.split(&gradient) {
+        let apart = difference(&found, &golden.tensor(&format!("grad.{key}")));
+        assert!(apart <= GRADIENTS, "gradient of {key}: {apart:e}");
+    }
+    let norm = optimizer::clip(&mut gradient, 0.0).unwrap();
+    assert!((norm / golden.numbers("grad_norm")[0] - 1.0).abs() <= GRADIENTS);
+}
+
+#[test]
+fn the_cosine_schedule_equals_transformers() {
+    let text = std::fs::File::open(fixture("schedule.json")).unwrap();
+    let cases: serde_json::Value = serde_json::from_reader(text).unwrap();
+    for case in cases.as_array().unwrap() {
+        let steps = case["steps"].as_u64().unwrap();
+        let warmup_ratio = case["warmup_steps"].as_f64().unwrap() / steps as f64;
+        let schedule = Schedule::Cosine(Cosine { warmup_ratio, min_lr_ratio: 0.0 });
+        for (step, expected) in case["factors"].as_array().unwrap().iter().enumerate() {
+            let found = optimizer::factor(&schedule, step as u64, steps);
+            assert!((found - expected.as_f64().unwrap()).abs() < 1e-12, "step {step}");
+        }
+    }
+}
+
+#[test]
+fn one_batch_and_many_give_the_same_gradient() {
+    let golden = Golden::open("lora-all-linear/lora.safetensors");
+    let (model, parameters) = with_adapter("lora-all-linear");
+    let batch = golden.packed();
+    let (_, together) = mean_gradient(&model, &parameters, &batch);
+    let apart = parameters.zero_gradient().unwrap();
+    let mut start = 0;
+    for length in &batch.lengths {
+        let end = start + *length as usize;
+        let alone = heirloom::dataset::stream::MicroBatch {
+            tokens: batch.tokens[start..end].to_vec(),
+            trained: batch.trained[start..end].to_vec(),
+            lengths: vec![*length],
+        };
+        let sum = loss::nll_sum(&model, &alone, true).unwrap().unwrap();
+        parameters.add_gradient(&(sum / batch.trained_tokens() as f64), &apart).unwrap();
+        start = end;
+    }
+    let apart = difference(&apart, &together);
+    assert!(apart <= 1e-5, "{apart:e}");
+}
