@@ -203,3 +203,33 @@ fn one_batch_and_many_give_the_same_gradient() {
     let apart = difference(&apart, &together);
     assert!(apart <= 1e-5, "{apart:e}");
 }
+
+/// The cache and the batch change nothing: every continuation is what running the whole
+/// sequence again for each token gives.
+#[test]
+fn cached_greedy_decoding_equals_running_everything_again() {
+    let model = model("tiny-llama", Dtype::Float32);
+    let prompts: Vec<Vec<u32>> = vec![vec![5, 9, 2], vec![7; 20], (0..33).collect(), vec![1]];
+    let stops = [3];
+    let found =
+        heirloom_engine::generate::greedy(&model, &prompts, &stops, 12, |_| {}).unwrap();
+    for (prompt, answer) in prompts.iter().zip(&found) {
+        let mut tokens = prompt.clone();
+        let mut expected = Vec::new();
+        while expected.len() < 12 {
+            let batch = heirloom::dataset::stream::MicroBatch {
+                trained: vec![false; tokens.len()],
+                lengths: vec![tokens.len() as u32],
+                tokens: tokens.clone(),
+            };
+            let all = tch::no_grad(|| logits(&model, &batch));
+            let next = all.get(-1).argmax(-1, false).int64_value(&[]) as u32;
+            if stops.contains(&next) {
+                break;
+            }
+            expected.push(next);
+            tokens.push(next);
+        }
+        assert_eq!(*answer, expected, "prompt of {} tokens", prompt.len());
+    }
+}
