@@ -5,7 +5,7 @@
 
 pub mod adapter;
 pub mod error;
-pub mod eval;
+// pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod model;

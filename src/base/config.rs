@@ -9,6 +9,7 @@ use fs_err as fs;
 use serde::Deserialize;
 
 use super::BaseError;
+use crate::recipe::Dtype;
 
 /// Largest `config.json` that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -46,6 +47,8 @@ pub struct Config {
     pub tie_word_embeddings: bool,
     /// Standard deviation of new weights.
     pub initializer_range: f64,
+    /// In which the weights are stored.
+    pub dtype: Dtype,
 }
 
 /// A linear layer without bias.
@@ -80,6 +83,8 @@ struct Raw {
     mlp_bias: Option<bool>,
     tie_word_embeddings: Option<bool>,
     initializer_range: Option<f64>,
+    #[serde(alias = "torch_dtype")]
+    dtype: Option<String>,
     quantization_config: Option<serde_json::Value>,
 }
 
@@ -191,6 +196,11 @@ impl Raw {
             }
             rope_theta = rope.rope_theta.or(rope_theta);
         }
+        let dtype = match self.dtype.as_deref() {
+            None | Some("float32") => Dtype::Float32,
+            Some("bfloat16") => Dtype::Bfloat16,
+            Some(other) => return refuse("dtype", other.to_owned()),
+        };
         let dimensions = Dimensions { path };
         let heads = dimensions.positive("num_attention_heads", self.num_attention_heads)?;
         let hidden_size = dimensions.positive("hidden_size", self.hidden_size)?;
@@ -210,6 +220,7 @@ impl Raw {
             rope_theta: rope_theta.unwrap_or(10_000.0),
             tie_word_embeddings: self.tie_word_embeddings.unwrap_or(false),
             initializer_range: self.initializer_range.unwrap_or(0.02),
+            dtype,
         };
         if heads % config.num_key_value_heads != 0 {
             return refuse("num_key_value_heads", config.num_key_value_heads.to_string());

@@ -1,1 +1,94 @@
-//! x
+//! The eval room: suites, their metrics, baselines and gates.
+//!
+//! Owns measuring a suite (held-out loss and exact match of greedily generated answers)
+//! and judging gates. The rows come from `heirloom::dataset`.
+
+use heirloom::dataset::chat::ChatEncoder;
+use heirloom::dataset::stream::{HeldOut, MicroBatch};
+use heirloom::recipe::Gate;
+use heirloom::run::{EvalReport, Scores};
+
+use crate::error::{EngineError, Result};
+use crate::generate;
+use crate::model::Llama;
+use crate::train;
+
+/// Tokens that are scored in one forward pass.
+const BATCH_TOKENS: usize = 8192;
+
+/// What a model made of a suite.
+#[derive(Debug)]
+pub struct Measured {
+    /// The numbers.
+    pub scores: Scores,
+    /// The answers, by row.
+    pub answers: Vec<String>,
+}
+
+/// Scores a model on rows; `tick` is told of every row that is answered.
+///
+/// An answer matches when it equals the row's last assistant turn, white space at both
+/// ends aside.
+pub fn measure(
+    model: &Llama,
+    encoder: &ChatEncoder,
+    rows: &[HeldOut],
+    max_new_tokens: usize,
+    tick: impl FnMut(usize),
+) -> Result<Measured> {
+    let (loss, tokens) = train::mean_nll(model, &batches(rows))?;
+    let prompts: Vec<Vec<u32>> = rows.iter().map(|row| row.prompt.clone()).collect();
+    let stops = encoder.stop_ids();
+    let generated = generate::greedy(model, &prompts, stops, max_new_tokens, tick)?;
+    let answers: Vec<String> = generated.iter().map(|tokens| encoder.decode(tokens)).collect();
+    let matches = answers.iter().zip(rows).filter(|(answer, row)| answer.trim() == row.reference.trim());
+    let exact_match = matches.count() as f64 / rows.len().max(1) as f64;
+    Ok(Measured { scores: Scores { exact_match, loss, tokens }, answers })
+}
+
+/// Rows as micro-batches for measuring their loss.
+pub fn batches(rows: &[HeldOut]) -> Vec<MicroBatch> {
+    let mut batches: Vec<MicroBatch> = Vec::new();
+    for row in rows {
+        let document = &row.document;
+        match batches.last_mut() {
+            Some(last) if last.tokens.len() + document.tokens.len() <= BATCH_TOKENS => {
+                last.push(document);
+            }
+            _ => {
+                let mut batch = MicroBatch::default();
+                batch.push(document);
+                batches.push(batch);
+            }
+        }
+    }
+    batches
+}
+
+/// The first gate that does not hold.
+pub fn check_gates(gates: &[Gate], reports: &[EvalReport]) -> Result<()> {
+    for gate in gates {
+        let Some((suite, metric)) = gate.metric.split_once('/') else { continue };
+        let Some(report) = reports.iter().find(|report| report.suite == suite) else { continue };
+        let of = |scores: &Scores| if metric == "loss" { scores.loss } else { scores.exact_match };
+        let value = of(&report.target);
+        let fail = |wanted: String| {
+            Err(EngineError::Gate { metric: gate.metric.clone(), value, wanted })
+        };
+        if let Some(least) = gate.at_least.filter(|least| value < *least) {
+            return fail(format!("at least {least}"));
+        }
+        if let Some(most) = gate.at_most.filter(|most| value > *most) {
+            return fail(format!("at most {most}"));
+        }
+        if let Some(baseline) = report.baseline.as_ref().filter(|_| gate.at_least_baseline) {
+            let baseline = of(baseline);
+            // A loss is better when it is less.
+            let worse = if metric == "loss" { value > baseline } else { value < baseline };
+            if worse {
+                return fail(format!("no worse than the base model's {baseline:.4}"));
+            }
+        }
+    }
+    Ok(())
+}
