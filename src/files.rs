@@ -77,6 +77,11 @@ impl FolderInProgress {
         self.temporary.path()
     }
 
+    /// Where the folder will appear.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
     /// Syncs the folder and moves it to its place; with `replace`, an existing folder there
     /// gives way.
     pub fn finish(self, replace: bool) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! The run folder: names of its files, and nothing else.
+//! The run folder: the names of its files, and the shape of an evaluation in it.
 //!
 //! ```text
 //! runs/NAME/  recipe.yaml (resolved)  recipe.lock  consent_report.json  metrics.jsonl
@@ -7,6 +7,8 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 /// Paths inside a run folder.
 #[derive(Clone, Debug)]
@@ -49,8 +51,59 @@ impl RunFolder {
     pub fn model(&self) -> PathBuf {
         self.0.join("model")
     }
-    /// Results of a suite.
-    pub fn eval(&self, suite: &str) -> PathBuf {
-        self.0.join("eval").join(format!("{suite}.json"))
+    /// Where the results of suites lie.
+    pub fn evals(&self) -> PathBuf {
+        self.0.join("eval")
     }
+    /// Results of a suite: an [`EvalReport`].
+    pub fn eval(&self, suite: &str) -> PathBuf {
+        self.evals().join(format!("{suite}.json"))
+    }
+}
+
+/// Contents of `eval/SUITE.json`.
+///
+/// Holds text of rows, so it stays in the run folder: a release gets its numbers only.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalReport {
+    /// Name of the suite.
+    pub suite: String,
+    /// Rows that it was measured on.
+    pub rows: u64,
+    /// The adapted model.
+    pub target: Scores,
+    /// What it is compared with: the base model.
+    pub baseline: Option<Scores>,
+    /// The first few rows with their answers.
+    #[serde(default)]
+    pub samples: Vec<Sample>,
+}
+
+/// What was measured of one model.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scores {
+    /// Share of rows whose generated answer equals the reference, 0 to 1.
+    pub exact_match: f64,
+    /// Mean negative log-likelihood of the reference's tokens, in nats.
+    pub loss: f64,
+    /// Tokens that the loss was measured on.
+    pub tokens: u64,
+}
+
+/// One row of a suite and what the models made of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sample {
+    /// The row.
+    pub record_id: String,
+    /// What was asked.
+    pub prompt: String,
+    /// The answer that the row holds.
+    pub reference: String,
+    /// The baseline's answer.
+    pub baseline: Option<String>,
+    /// The adapted model's answer.
+    pub target: String,
 }
