@@ -3,7 +3,7 @@
 //! ```text
 //! runs/NAME/  recipe.yaml (resolved)  recipe.lock  consent_report.json  metrics.jsonl
 //!             checkpoints/step-000200/  adapter/ (or model/ for full training)
-//!             eval/SUITE.json
+//!             summary.json  eval/SUITE.json
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -38,6 +38,10 @@ impl RunFolder {
     /// One object a step.
     pub fn metrics(&self) -> PathBuf {
         self.0.join("metrics.jsonl")
+    }
+    /// How training went: a [`Summary`], there once it is complete.
+    pub fn summary(&self) -> PathBuf {
+        self.0.join("summary.json")
     }
     /// Where checkpoints lie.
     pub fn checkpoints(&self) -> PathBuf {
@@ -106,4 +110,28 @@ pub struct Sample {
     pub baseline: Option<String>,
     /// The adapted model's answer.
     pub target: String,
+}
+
+/// Contents of `summary.json`, written when training is complete.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Summary {
+    /// Optimiser steps taken.
+    pub steps: u64,
+    /// Tokens processed.
+    pub tokens: u64,
+    /// Of these, tokens that carried loss.
+    pub trained_tokens: u64,
+    /// Seconds of training, all parts of a resumed run together.
+    pub seconds: f64,
+    /// Most memory that the program had resident, in bytes, where the system tells.
+    pub peak_memory_bytes: Option<u64>,
+    /// When training ended, in UTC.
+    pub finished: jiff::Timestamp,
+    /// Trained weights.
+    pub trainable_parameters: u64,
+    /// Threads that computed; another number may round differently.
+    pub threads: u32,
+    /// Version of libtorch.
+    pub libtorch: String,
 }

@@ -86,6 +86,12 @@ pub enum EngineError {
         /// The run folder.
         run: PathBuf,
     },
+    /// Full training makes no adapter.
+    #[error("the run in `{}` trained the whole model, so there is no adapter", run.display())]
+    NoAdapter {
+        /// The run folder.
+        run: PathBuf,
+    },
     /// A gate of the recipe does not hold.
     #[error("`{metric}` is {value:.4}, but the recipe wants {wanted}")]
     Gate {
@@ -133,6 +139,7 @@ impl Diagnose for EngineError {
             Self::TooLong { .. } => "shorten the text or choose a base with a longer context",
             Self::Interrupted { .. } => "go on with the same command and `--resume`",
             Self::Unfinished { .. } => "finish it with `heirloom train RECIPE --resume`",
+            Self::NoAdapter { .. } => "export it with `--to merged`",
             Self::Gate { .. } => "the run is kept; train longer, or change `eval.gates`",
             Self::Version { .. } => "build both programs together: `cargo build --release`",
             Self::NoJob { .. } => "see `heirloom --help`",

@@ -1,24 +1,51 @@
 //! What the engine can be asked to do, from start to end: the one place that knows the
 //! order of the rooms.
 
-use std::time::Duration;
+mod evaluate;
+mod release;
+mod train;
 
 use heirloom::base::BaseFolder;
 use heirloom::cli::printer::Printer;
-use heirloom::dataset::chat::ChatEncoder;
-use heirloom::dataset::stream::{HeldOut, Spec, Stream};
+use heirloom::dataset::chat::{ChatEncoder, Message};
 use heirloom::diagnose::Failure;
-use heirloom::files::{self, FolderInProgress};
-use heirloom::job::{Evaluate, Export, ExportKind, Generate, Job, Target, Verbosity};
-use heirloom::provenance::release::{self, Facts};
-use heirloom::recipe::lock::{Lock, Split};
-use heirloom::recipe::{Adapter, Recipe, Suite, read};
-use heirloom::run::{EvalReport, RunFolder, Sample, Summary};
+use heirloom::job::{Generate, Job, Target};
 
 use crate::adapter::peft;
-use crate::error::{EngineError, Result};
-use crate::eval;
-use crate::export;
 use crate::generate;
-use crate::model::{Llama, weights};
-use crate::train::{self, Outcome, Trainer};
+use crate::model::Llama;
+
+/// Does one job.
+pub fn run(job: &Job, printer: &Printer) -> Result<(), Failure> {
+    match job {
+        Job::Train { run } => train::train(run, printer),
+        Job::Evaluate(job) => evaluate::evaluate(job, printer),
+        Job::Generate(job) => answer(job, printer),
+        Job::Export(job) => release::export(job, printer),
+    }
+}
+
+/// Loads what a [`Target`] names.
+fn open(target: &Target) -> Result<(Llama, ChatEncoder), Failure> {
+    let base = BaseFolder::open(&target.base, false)?;
+    let encoder = ChatEncoder::open(&target.base)?;
+    let mut model = Llama::open(&base, target.dtype)?;
+    if let Some(folder) = &target.adapter {
+        peft::attach(&mut model, folder)?;
+    }
+    Ok((model, encoder))
+}
+
+/// `heirloom generate`: the answer to one message, on standard output.
+fn answer(job: &Generate, printer: &Printer) -> Result<(), Failure> {
+    let (model, encoder) = open(&job.target)?;
+    let message = Message { role: "user".to_owned(), content: job.prompt.clone() };
+    let prompt = encoder.prompt(&[message])?;
+    let stops = encoder.stop_ids();
+    let answers =
+        generate::greedy(&model, &[prompt], stops, job.max_new_tokens, |_| {})?;
+    for tokens in answers {
+        printer.data(&encoder.decode(&tokens));
+    }
+    Ok(())
+}

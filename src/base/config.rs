@@ -197,7 +197,8 @@ impl Raw {
             rope_theta = rope.rope_theta.or(rope_theta);
         }
         let dtype = match self.dtype.as_deref() {
-            None | Some("float32") => Dtype::Float32,
+            // float16 weights load as what the recipe asks; nothing is ever stored in it.
+            None | Some("float32" | "float16") => Dtype::Float32,
             Some("bfloat16") => Dtype::Bfloat16,
             Some(other) => return refuse("dtype", other.to_owned()),
         };

@@ -107,6 +107,17 @@ impl Llama {
         })
     }
 
+    /// Runs `use_base` with every adapter taken off, then puts them back: the base model and
+    /// the adapted one are one model in memory.
+    pub fn without_adapter<T>(&mut self, use_base: impl FnOnce(&Self) -> T) -> T {
+        let taken: Vec<_> = self.linears_mut().map(|linear| linear.low_rank.take()).collect();
+        let result = use_base(self);
+        for (linear, low_rank) in self.linears_mut().zip(taken) {
+            linear.low_rank = low_rank;
+        }
+        result
+    }
+
     /// Final hidden states of token ids `[n]` (i64) that lie as `layout` says:
     /// `[n, hidden_size]`. `train` turns dropout on.
     pub fn hidden(&self, tokens: &Tensor, layout: &Layout, train: bool) -> Result<Tensor> {

@@ -67,10 +67,13 @@ impl Trainer {
 
     /// Takes steps from `stream` until the run is complete or `stop` is set, reporting to
     /// `sink`. `epoch_steps` are the steps of each pass. Stopping leaves a checkpoint.
+    ///
+    /// `validation` is asked once, when the validation loss is due for the first time:
+    /// the first step does not wait for it.
     pub fn run<E>(
         &mut self,
         stream: impl Iterator<Item = Result<Step, E>>,
-        validation: &[MicroBatch],
+        validation: impl FnOnce() -> Result<Vec<MicroBatch>, E>,
         epoch_steps: &[u64],
         sink: &mut dyn Sink,
         stop: &AtomicBool,
@@ -79,6 +82,7 @@ impl Trainer {
         E: From<EngineError>,
     {
         let mut stream = stream;
+        let (mut validation, mut batches) = (Some(validation), Vec::new());
         while self.progress.step < self.steps {
             if stop.load(Ordering::Relaxed) {
                 self.save()?;
@@ -95,9 +99,14 @@ impl Trainer {
                 last || step.ends_epoch || (every > 0 && self.progress.step.is_multiple_of(every))
             };
             let (validate, save) = (due(train.validate_every), due(train.checkpoint_every));
-            if validate && !validation.is_empty() {
-                let measured = self.validate(validation, metrics.epoch)?;
-                sink.validation(&measured).map_err(EngineError::from)?;
+            if validate {
+                if let Some(read) = validation.take() {
+                    batches = read()?;
+                }
+                if !batches.is_empty() {
+                    let measured = self.validate(&batches, metrics.epoch)?;
+                    sink.validation(&measured).map_err(EngineError::from)?;
+                }
             }
             if save {
                 self.save()?;

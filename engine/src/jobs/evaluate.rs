@@ -1,0 +1,131 @@
+//! `heirloom eval`, and the evaluation at the end of a run.
+
+use std::path::Path;
+
+use heirloom::cli::printer::Printer;
+use heirloom::dataset::chat::ChatEncoder;
+use heirloom::dataset::source;
+use heirloom::dataset::stream::{HeldOut, held_out};
+use heirloom::diagnose::Failure;
+use heirloom::files;
+use heirloom::job::Evaluate;
+use heirloom::recipe::Suite;
+use heirloom::run::{EvalReport, Sample, Scores};
+
+use crate::error::{EngineError, Result};
+use crate::eval::{self, Measured};
+use crate::model::Llama;
+
+/// Rows whose answers are kept in a report.
+const SAMPLES: usize = 8;
+
+/// Measures a suite on a model, and on its baseline.
+pub(super) fn evaluate(job: &Evaluate, printer: &Printer) -> Result<(), Failure> {
+    let (model, encoder) = super::open(&job.target)?;
+    let files = source::resolve(&job.suite.path)?;
+    let rows = held_out(&files, &encoder, &job.gate)?;
+    let target = measure(&model, &encoder, &job.suite, &rows, "measuring", printer)?;
+    let baseline = match &job.baseline {
+        None => None,
+        Some(baseline) => {
+            let (model, encoder) = super::open(baseline)?;
+            let rows = held_out(&files, &encoder, &job.gate)?;
+            Some(measure(&model, &encoder, &job.suite, &rows, "measuring baseline", printer)?)
+        }
+    };
+    let report = assemble(&job.suite, &rows, target, baseline);
+    if job.json {
+        let text = serde_json::to_string_pretty(&report).map_err(|source| EngineError::Json {
+            path: job.suite.path.clone().into(),
+            source,
+        })?;
+        printer.data(&text);
+    } else {
+        print(&[report], printer);
+    }
+    Ok(())
+}
+
+/// Measures a suite on an adapted model and, `with_baseline`, on the base below it.
+pub(super) fn report(
+    model: &mut Llama,
+    encoder: &ChatEncoder,
+    suite: &Suite,
+    rows: &[HeldOut],
+    with_baseline: bool,
+    printer: &Printer,
+) -> Result<EvalReport> {
+    let baseline = with_baseline.then(|| {
+        model.without_adapter(|base| measure(base, encoder, suite, rows, "base", printer))
+    });
+    let target = measure(model, encoder, suite, rows, "adapted", printer)?;
+    Ok(assemble(suite, rows, target, baseline.transpose()?))
+}
+
+fn measure(
+    model: &Llama,
+    encoder: &ChatEncoder,
+    suite: &Suite,
+    rows: &[HeldOut],
+    what: &str,
+    printer: &Printer,
+) -> Result<Measured> {
+    let bar = printer.bar(rows.len() as u64, &format!("eval {}: {what}", suite.name));
+    let tick = |rows: usize| bar.inc(rows as u64);
+    let measured = eval::measure(model, encoder, rows, suite.max_new_tokens, tick)?;
+    bar.finish_and_clear();
+    Ok(measured)
+}
+
+fn assemble(
+    suite: &Suite,
+    rows: &[HeldOut],
+    target: Measured,
+    baseline: Option<Measured>,
+) -> EvalReport {
+    let samples = rows.iter().take(SAMPLES).zip(&target.answers).enumerate();
+    let samples = samples.map(|(index, (row, answer))| Sample {
+        record_id: row.record_id.clone(),
+        prompt: row.question.clone(),
+        reference: row.reference.clone(),
+        baseline: baseline.as_ref().and_then(|measured| measured.answers.get(index).cloned()),
+        target: answer.clone(),
+    });
+    EvalReport {
+        suite: suite.name.clone(),
+        rows: rows.len() as u64,
+        samples: samples.collect(),
+        target: target.scores,
+        baseline: baseline.map(|measured| measured.scores),
+    }
+}
+
+/// Writes `eval/SUITE.json`.
+pub(super) fn write(path: &Path, report: &EvalReport) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs_err::create_dir_all(folder)?;
+    }
+    let json = |source| EngineError::Json { path: path.to_owned(), source };
+    let text = serde_json::to_string_pretty(report).map_err(json)? + "\n";
+    Ok(files::write_atomically(path, text.as_bytes())?)
+}
+
+/// A table on standard output: base beside adapted.
+pub(super) fn print(reports: &[EvalReport], printer: &Printer) {
+    let exact = |scores: &Scores| format!("{:.1} %", scores.exact_match * 100.0);
+    let loss = |scores: &Scores| format!("{:.4}", scores.loss);
+    let mut rows = Vec::new();
+    for report in reports {
+        let of = |show: &dyn Fn(&Scores) -> String| -> [String; 2] {
+            let baseline = report.baseline.as_ref().map_or("-".to_owned(), show);
+            [baseline, show(&report.target)]
+        };
+        let [base, adapted] = of(&exact);
+        rows.push([format!("{} exact match ({} rows)", report.suite, report.rows), base, adapted]);
+        let [base, adapted] = of(&loss);
+        rows.push([format!("{} loss (nats per token)", report.suite), base, adapted]);
+    }
+    if !rows.is_empty() {
+        printer.table(["held out", "base", "adapted"], &rows);
+    }
+}

@@ -1,0 +1,118 @@
+//! `heirloom train`: from a run folder with a recipe and a lock to a finished run.
+
+use std::path::Path;
+
+use fs_err as fs;
+use heirloom::base::BaseFolder;
+use heirloom::cli::printer::Printer;
+use heirloom::dataset::chat::ChatEncoder;
+use heirloom::dataset::stream::{Spec, Stream, held_out};
+use heirloom::diagnose::Failure;
+use heirloom::files::{self, FolderInProgress};
+use heirloom::recipe::lock::{Lock, Split};
+use heirloom::recipe::{Adapter, Recipe, read};
+use heirloom::run::{RunFolder, Summary};
+use heirloom::track;
+
+use super::evaluate;
+use crate::adapter::peft;
+use crate::error::{EngineError, Result};
+use crate::eval;
+use crate::model::weights::{self, Lazy};
+use crate::train::{self, Outcome, Trainer};
+
+/// The version of libtorch that this program was built for.
+pub(super) const LIBTORCH: &str = "2.11.0";
+
+/// Trains what `folder` says, then measures the recipe's suites and judges its gates.
+pub(super) fn train(folder: &Path, printer: &Printer) -> Result<(), Failure> {
+    let run = RunFolder::new(folder);
+    let recipe = read::read(&run.recipe(), &[])?.recipe;
+    let lock = Lock::read(&run.lock())?;
+    let stop = train::stop_on_signals()?;
+    fs::create_dir_all(run.checkpoints()).map_err(EngineError::from)?;
+
+    let base = BaseFolder::open(&recipe.base.model, recipe.base.from_scratch)?;
+    let encoder = ChatEncoder::open(&recipe.base.model)?.shared();
+    let mut trainer = Trainer::open(&recipe, &base, lock.training.steps, run.checkpoints())?;
+    // Reads and tokenises ahead on threads of its own.
+    let spec = Spec::new(&recipe, &lock);
+    let position = trainer.progress.position;
+    let stream = Stream::open(spec, encoder.clone(), lock.ask.clone(), position);
+    let validation = || -> Result<_, Failure> {
+        let files = lock.files(&Split::Validation);
+        Ok(eval::batches(&held_out(&files, &encoder, &lock.ask)?))
+    };
+    let mut sinks = track::open(&run, &trainer.start(), printer.verbosity())?;
+    let epoch_steps = &lock.training.steps_by_epoch;
+    let stream = stream.map(|step| step.map_err(Failure::from));
+    let outcome = trainer.run(stream, validation, epoch_steps, &mut sinks, &stop);
+    track::Sink::finish(&mut sinks).map_err(EngineError::from)?;
+    if outcome? == Outcome::Stopped {
+        let (step, steps, run) = (trainer.progress.step, lock.training.steps, folder.to_owned());
+        return Err(EngineError::Interrupted { step, steps, run }.into());
+    }
+    keep(&run, &recipe, &trainer, &base)?;
+
+    let mut reports = Vec::new();
+    for name in &recipe.eval.suites {
+        let Some(suite) = recipe.data.test.iter().find(|suite| suite.name == *name) else {
+            continue;
+        };
+        let files = lock.files(&Split::Test(name.clone()));
+        let rows = held_out(&files, &encoder, &lock.ask)?;
+        let with_baseline = matches!(recipe.adapter, Adapter::Lora(_));
+        let report =
+            evaluate::report(&mut trainer.model, &encoder, suite, &rows, with_baseline, printer)?;
+        evaluate::write(&run.eval(name), &report)?;
+        reports.push(report);
+    }
+    evaluate::print(&reports, printer);
+    eval::check_gates(&recipe.eval.gates, &reports)?;
+    Ok(())
+}
+
+/// Writes what was trained, then the summary that says that training is complete.
+fn keep(run: &RunFolder, recipe: &Recipe, trainer: &Trainer, base: &BaseFolder) -> Result<()> {
+    match &recipe.adapter {
+        Adapter::Lora(lora) => {
+            let folder = FolderInProgress::beside(&run.adapter())?;
+            peft::save(folder.path(), &trainer.model, lora, &recipe.base.model)?;
+            folder.finish(true)?;
+        }
+        Adapter::Full => {
+            let folder = FolderInProgress::beside(&run.model())?;
+            let kind = weights::kind(base.config.dtype);
+            let flat = trainer.parameters.flat.detach();
+            let tensors = trainer.parameters.split(&flat);
+            let tensors = tensors.map(|(name, tensor)| {
+                (name.to_owned(), Lazy::ready(tensor.to_kind(kind)))
+            });
+            weights::save(&folder.path().join("model.safetensors"), tensors.collect())?;
+            folder.finish(true)?;
+        }
+    }
+    let summary = Summary {
+        steps: trainer.progress.step,
+        tokens: trainer.progress.tokens,
+        trained_tokens: trainer.progress.trained_tokens,
+        seconds: trainer.progress.seconds,
+        peak_memory_bytes: peak_memory(),
+        finished: jiff::Timestamp::now(),
+        trainable_parameters: trainer.parameters.count,
+        threads: tch::get_num_threads() as u32,
+        libtorch: LIBTORCH.to_owned(),
+    };
+    let path = run.summary();
+    let json = |source| EngineError::Json { path: path.clone(), source };
+    let text = serde_json::to_string_pretty(&summary).map_err(json)? + "\n";
+    Ok(files::write_atomically(&path, text.as_bytes())?)
+}
+
+/// The most memory this process had resident, from Linux's `/proc/self/status`.
+fn peak_memory() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
