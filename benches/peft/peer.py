@@ -15,6 +15,7 @@ import math
 import random
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 START = time.perf_counter()
@@ -52,8 +53,6 @@ def allowed(row, ask, at, until, endless):
 
 def read_rows(lock):
     """Conversations of the rows that the run used, in file order; others would be another run."""
-    from datetime import datetime
-
     at, until = (datetime.fromisoformat(lock["ask"][key]) for key in ("at", "until"))
     rows = []
     for data in lock["data"]:
