@@ -16,7 +16,7 @@ use crate::generate;
 use crate::model::Llama;
 
 /// Does one job.
-pub fn run(job: &Job, printer: &Printer) -> Result<(), Failure> {
+pub fn run(job: &Job, printer: Printer) -> Result<(), Failure> {
     match job {
         Job::Train { run } => train::train(run, printer),
         Job::Evaluate(job) => evaluate::evaluate(job, printer),
@@ -37,7 +37,7 @@ fn open(target: &Target) -> Result<(Llama, ChatEncoder), Failure> {
 }
 
 /// `heirloom generate`: the answer to one message, on standard output.
-fn answer(job: &Generate, printer: &Printer) -> Result<(), Failure> {
+fn answer(job: &Generate, printer: Printer) -> Result<(), Failure> {
     let (model, encoder) = open(&job.target)?;
     let message = Message { role: "user".to_owned(), content: job.prompt.clone() };
     let prompt = encoder.prompt(&[message])?;
@@ -45,7 +45,7 @@ fn answer(job: &Generate, printer: &Printer) -> Result<(), Failure> {
     let answers =
         generate::greedy(&model, &[prompt], stops, job.max_new_tokens, |_| {})?;
     for tokens in answers {
-        printer.data(&encoder.decode(&tokens));
+        printer.data(&encoder.decode(&tokens))?;
     }
     Ok(())
 }

@@ -5,8 +5,9 @@
 
 pub mod adapter;
 pub mod error;
-// pub mod eval;
+pub mod eval;
 pub mod export;
+pub mod jobs;
 pub mod generate;
 pub mod model;
 pub mod ops;

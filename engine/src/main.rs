@@ -1,2 +1,31 @@
 //! The program `heirloom-engine`: started by `heirloom`, never by people.
-fn main() {}
+
+use std::process::ExitCode;
+
+use heirloom::VERSION;
+use heirloom::cli::exit::{self, ExitStatus};
+use heirloom::cli::printer::Printer;
+use heirloom::diagnose::Failure;
+use heirloom::job::Envelope;
+use heirloom_engine::error::EngineError;
+use heirloom_engine::jobs;
+
+fn main() -> ExitCode {
+    let argument = std::env::args().nth(1).unwrap_or_default();
+    match serde_json::from_str::<Envelope>(&argument) {
+        Ok(envelope) => {
+            let printer = Printer::from(envelope.verbosity);
+            exit::conclude(printer, run(&envelope, printer))
+        }
+        Err(source) => exit::conclude(Printer::Normal, Err(EngineError::NoJob { source }.into())),
+    }
+}
+
+fn run(envelope: &Envelope, printer: Printer) -> Result<ExitStatus, Failure> {
+    if envelope.version != VERSION {
+        let (engine, sender) = (VERSION.to_owned(), envelope.version.clone());
+        return Err(EngineError::Version { engine, sender }.into());
+    }
+    jobs::run(&envelope.job, printer)?;
+    Ok(ExitStatus::Success)
+}

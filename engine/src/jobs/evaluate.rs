@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use heirloom::cli::printer::Printer;
+use heirloom::cli::printer::{OutputError, Printer};
 use heirloom::dataset::chat::ChatEncoder;
 use heirloom::dataset::source;
 use heirloom::dataset::stream::{HeldOut, held_out};
@@ -11,6 +11,7 @@ use heirloom::files;
 use heirloom::job::Evaluate;
 use heirloom::recipe::Suite;
 use heirloom::run::{EvalReport, Sample, Scores};
+use heirloom::track::progress;
 
 use crate::error::{EngineError, Result};
 use crate::eval::{self, Measured};
@@ -20,7 +21,7 @@ use crate::model::Llama;
 const SAMPLES: usize = 8;
 
 /// Measures a suite on a model, and on its baseline.
-pub(super) fn evaluate(job: &Evaluate, printer: &Printer) -> Result<(), Failure> {
+pub(super) fn evaluate(job: &Evaluate, printer: Printer) -> Result<(), Failure> {
     let (model, encoder) = super::open(&job.target)?;
     let files = source::resolve(&job.suite.path)?;
     let rows = held_out(&files, &encoder, &job.gate)?;
@@ -39,9 +40,9 @@ pub(super) fn evaluate(job: &Evaluate, printer: &Printer) -> Result<(), Failure>
             path: job.suite.path.clone().into(),
             source,
         })?;
-        printer.data(&text);
+        printer.data(&text)?;
     } else {
-        print(&[report], printer);
+        print(&[report], printer)?;
     }
     Ok(())
 }
@@ -53,7 +54,7 @@ pub(super) fn report(
     suite: &Suite,
     rows: &[HeldOut],
     with_baseline: bool,
-    printer: &Printer,
+    printer: Printer,
 ) -> Result<EvalReport> {
     let baseline = with_baseline.then(|| {
         model.without_adapter(|base| measure(base, encoder, suite, rows, "base", printer))
@@ -68,9 +69,10 @@ fn measure(
     suite: &Suite,
     rows: &[HeldOut],
     what: &str,
-    printer: &Printer,
+    printer: Printer,
 ) -> Result<Measured> {
-    let bar = printer.bar(rows.len() as u64, &format!("eval {}: {what}", suite.name));
+    let label = format!("eval {}: {what}", suite.name);
+    let bar = progress::bar(printer.into(), rows.len() as u64, &label);
     let tick = |rows: usize| bar.inc(rows as u64);
     let measured = eval::measure(model, encoder, rows, suite.max_new_tokens, tick)?;
     bar.finish_and_clear();
@@ -111,21 +113,20 @@ pub(super) fn write(path: &Path, report: &EvalReport) -> Result<()> {
 }
 
 /// A table on standard output: base beside adapted.
-pub(super) fn print(reports: &[EvalReport], printer: &Printer) {
+pub(super) fn print(reports: &[EvalReport], printer: Printer) -> Result<(), OutputError> {
     let exact = |scores: &Scores| format!("{:.1} %", scores.exact_match * 100.0);
     let loss = |scores: &Scores| format!("{:.4}", scores.loss);
-    let mut rows = Vec::new();
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["held out", "rows", "base", "adapted"]);
     for report in reports {
-        let of = |show: &dyn Fn(&Scores) -> String| -> [String; 2] {
+        let row = |name: &str, show: &dyn Fn(&Scores) -> String| {
             let baseline = report.baseline.as_ref().map_or("-".to_owned(), show);
-            [baseline, show(&report.target)]
+            let rows = report.rows.to_string();
+            [format!("{} {name}", report.suite), rows, baseline, show(&report.target)]
         };
-        let [base, adapted] = of(&exact);
-        rows.push([format!("{} exact match ({} rows)", report.suite, report.rows), base, adapted]);
-        let [base, adapted] = of(&loss);
-        rows.push([format!("{} loss (nats per token)", report.suite), base, adapted]);
+        table.add_row(row("exact match", &exact));
+        table.add_row(row("loss (nats per token)", &loss));
     }
-    if !rows.is_empty() {
-        printer.table(["held out", "base", "adapted"], &rows);
-    }
+    if reports.is_empty() { Ok(()) } else { printer.data(&table.to_string()) }
 }

@@ -16,7 +16,7 @@ use crate::error::EngineError;
 use crate::export;
 
 /// Writes the release of a finished run.
-pub(super) fn export(job: &Export, printer: &Printer) -> Result<(), Failure> {
+pub(super) fn export(job: &Export, printer: Printer) -> Result<(), Failure> {
     release::check_target(&job.output, job.force)?;
     let run = RunFolder::new(&job.run);
     if !run.summary().is_file() {

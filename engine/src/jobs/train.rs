@@ -25,7 +25,7 @@ use crate::train::{self, Outcome, Trainer};
 pub(super) const LIBTORCH: &str = "2.11.0";
 
 /// Trains what `folder` says, then measures the recipe's suites and judges its gates.
-pub(super) fn train(folder: &Path, printer: &Printer) -> Result<(), Failure> {
+pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     let run = RunFolder::new(folder);
     let recipe = read::read(&run.recipe(), &[])?.recipe;
     let lock = Lock::read(&run.lock())?;
@@ -67,7 +67,7 @@ pub(super) fn train(folder: &Path, printer: &Printer) -> Result<(), Failure> {
         evaluate::write(&run.eval(name), &report)?;
         reports.push(report);
     }
-    evaluate::print(&reports, printer);
+    evaluate::print(&reports, printer)?;
     eval::check_gates(&recipe.eval.gates, &reports)?;
     Ok(())
 }
