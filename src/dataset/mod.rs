@@ -1,6 +1,6 @@
 //! The dataset room: from Parquet files to a deterministic stream of token batches.
 //!
-//! Owns reading sources (`source`), the consent gate ([`consent`]), chat templates and
+//! Owns reading sources ([`source`]), the consent gate ([`consent`]), chat templates and
 //! tokenising with the loss mask ([`chat`]), packing and the resumable stream ([`stream`]).
 //! Does not own the recipe's words nor anything with tensors.
 //!
@@ -9,5 +9,8 @@
 
 pub mod chat;
 pub mod consent;
+#[cfg(test)]
+mod fixture;
 pub mod source;
 pub mod stream;
+mod template;
