@@ -9,6 +9,7 @@
 
 pub mod chat;
 pub mod consent;
+mod contain;
 #[cfg(test)]
 mod fixture;
 pub mod source;
