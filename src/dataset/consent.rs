@@ -42,6 +42,20 @@ pub enum Reason {
     Processing,
 }
 
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "missing",
+            Self::Unknown => "unknown",
+            Self::Withdrawn => "withdrawn",
+            Self::NotGiven => "not given",
+            Self::Expired => "expired",
+            Self::Purpose => "not for this purpose",
+            Self::Processing => "not for this processing",
+        })
+    }
+}
+
 /// How many rows were seen, used, and left out for which reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
@@ -54,6 +68,15 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// Counts one row.
+    pub fn count(&mut self, verdict: Result<(), Reason>) {
+        self.seen += 1;
+        match verdict {
+            Ok(()) => self.used += 1,
+            Err(reason) => *self.excluded.entry(reason).or_default() += 1,
+        }
+    }
+
     /// Adds the counts of other rows.
     pub fn add(&mut self, other: &Counts) {
         self.seen += other.seen;

@@ -10,8 +10,13 @@
 pub mod chat;
 pub mod consent;
 mod contain;
+pub mod error;
+pub mod evaluation;
 #[cfg(test)]
 mod fixture;
+mod order;
+mod rows;
 pub mod source;
 pub mod stream;
+pub mod survey;
 mod template;
