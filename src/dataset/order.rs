@@ -239,5 +239,5 @@ mod tests {
     }
 
     const ORDER_OF_GROUPS: [usize; 5] = [1, 0, 3, 4, 2];
-    const ORDER_OF_ROWS: [(usize, usize); 5] = [(0, 0); 5];
+    const ORDER_OF_ROWS: [(usize, usize); 5] = [(0, 0), (0, 1), (1, 0), (0, 2), (1, 1)];
 }
