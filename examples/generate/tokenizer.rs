@@ -88,6 +88,10 @@ fn trained() -> tokenizers::Result<Tokenizer> {
 }
 
 /// The architecture, in Transformers' words.
+///
+/// Wide heads, so that a query can tell a thousand tokens apart in the dimensions that rotate
+/// slowly. Initial weights as large as one over the square root of the width: from the usual
+/// 0.02, which suits models ten times wider, copying took three times as long to appear.
 fn config() -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"],
@@ -96,17 +100,17 @@ fn config() -> Value {
         "bos_token_id": null,
         "dtype": "bfloat16",
         "eos_token_id": END,
-        "head_dim": 32,
+        "head_dim": 64,
         "hidden_act": "silu",
         "hidden_size": 256,
-        "initializer_range": 0.02,
-        "intermediate_size": 704,
+        "initializer_range": 0.06,
+        "intermediate_size": 512,
         "max_position_embeddings": CONTEXT,
         "mlp_bias": false,
         "model_type": "llama",
-        "num_attention_heads": 8,
+        "num_attention_heads": 4,
         "num_hidden_layers": 4,
-        "num_key_value_heads": 4,
+        "num_key_value_heads": 2,
         "pad_token_id": PAD,
         "pretraining_tp": 1,
         "rms_norm_eps": 1e-5,
