@@ -9,11 +9,19 @@
 //! Two stages, as in ripgrep's arguments: the literal [`Recipe`] does no input and output
 //! and knows only what the file says; `plan::Plan` has looked at every input.
 
+mod decode;
 pub mod lock;
+mod overrides;
+pub mod problem;
+pub mod read;
+mod rules;
+mod yaml;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use read::{Literal, read};
 
 /// The recipe format that this version reads and writes.
 pub const FORMAT: u32 = 1;
