@@ -95,7 +95,7 @@ fn suite(arguments: &Arguments, resolved: &Resolved) -> Result<Suite, Failure> {
     let name = &arguments.suite;
     let mut suite = if let Some(suite) = suites.iter().find(|suite| suite.name == *name) {
         if let Resolved::Run(run) = resolved {
-            run.lock.verify_data(|split| *split == Split::Test(name.clone()))?;
+            run.lock.verify_split(&Split::Test(name.clone()))?;
         }
         suite.clone()
     } else if Path::new(name).is_file() {

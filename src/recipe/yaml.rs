@@ -97,6 +97,14 @@ impl Node {
     }
 }
 
+/// What keeps a value from being written as YAML.
+pub type Unwritable = serde_saphyr::SerializeError;
+
+/// Writes a value as YAML.
+pub(super) fn write(value: &impl serde::Serialize) -> Result<String, Unwritable> {
+    serde_saphyr::to_string(value)
+}
+
 /// The keys and indices of a path.
 pub(super) fn segments(path: &str) -> impl Iterator<Item = &str> {
     path.split(['.', '[', ']']).filter(|segment| !segment.is_empty())
