@@ -76,9 +76,8 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     let job = Job::Evaluate(Evaluate {
         target: resolved.target(arguments.dtype),
         // Both are compared in one precision, or the comparison would mean little.
-        baseline: baseline.map(|baseline| {
-            baseline.target(Some(resolved.target(arguments.dtype).dtype))
-        }),
+        baseline: baseline
+            .map(|baseline| baseline.target(Some(resolved.target(arguments.dtype).dtype))),
         suite: suite(arguments, &resolved)?,
         gate: gate(arguments, &resolved)?,
         json: arguments.format == Output::Json,

@@ -41,14 +41,11 @@ impl Diagnose for TargetError {
             Self::NotARun { .. } => "give the folder that `heirloom train` wrote, such as \
                 `runs/quickstart`"
                 .to_owned(),
-            Self::Unfinished { .. } => {
-                "finish it with `heirloom train RECIPE --resume`".to_owned()
-            }
+            Self::Unfinished { .. } => "finish it with `heirloom train RECIPE --resume`".to_owned(),
             Self::AdapterConfig { .. } => "export the adapter again".to_owned(),
-            Self::NoBase { base, .. } => format!(
-                "run the command where `{}` lies, or put the base there",
-                base.display()
-            ),
+            Self::NoBase { base, .. } => {
+                format!("run the command where `{}` lies, or put the base there", base.display())
+            }
         })
     }
 }
@@ -80,9 +77,7 @@ impl Resolved {
             Self::Base(base) => (base.clone(), None),
             Self::Adapter { base, adapter } => (base.clone(), Some(adapter.clone())),
             Self::Run(run) => match run.recipe.adapter {
-                Adapter::Lora(_) => {
-                    (run.recipe.base.model.clone(), Some(run.folder.adapter()))
-                }
+                Adapter::Lora(_) => (run.recipe.base.model.clone(), Some(run.folder.adapter())),
                 Adapter::Full => (run.folder.model(), None),
             },
         };
@@ -159,7 +154,8 @@ fn adapter(path: &Path, config: &Path) -> Result<Resolved, TargetError> {
         return Err(refuse(io::Error::other(format!("it has {bytes} bytes"))));
     }
     let text = fs_err::read_to_string(config).map_err(refuse)?;
-    let config: AdapterConfig = serde_json::from_str(&text).map_err(|error| refuse(error.into()))?;
+    let config: AdapterConfig =
+        serde_json::from_str(&text).map_err(|error| refuse(error.into()))?;
     let base = config.base_model_name_or_path;
     if !base.is_dir() {
         return Err(TargetError::NoBase { path: path.to_owned(), base });

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::check::bytes;
 use super::exit::ExitStatus;
 use super::printer::Printer;
-use super::check::bytes;
 use crate::diagnose::Failure;
 use crate::provenance;
 
@@ -22,7 +22,11 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     let verified = provenance::verify::verify(&arguments.release)?;
     let mut lines = vec![
         format!("{}: everything holds", arguments.release.display()),
-        format!("files       {} ({}), every digest recomputed", verified.files, bytes(verified.bytes)),
+        format!(
+            "files       {} ({}), every digest recomputed",
+            verified.files,
+            bytes(verified.bytes)
+        ),
         format!("base        {}, licence {}", verified.base, verified.licence),
         format!("made by     heirloom {}", verified.heirloom),
     ];

@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use read::{Literal, read};
+pub use yaml::Unwritable;
 
 use crate::diagnose::{Blame, Diagnose};
 
@@ -410,7 +411,7 @@ pub enum Tracker {
 pub enum WriteError {
     /// As YAML.
     #[error("cannot write the resolved recipe")]
-    Yaml(#[source] yaml::Unwritable),
+    Yaml(#[source] Unwritable),
     /// As JSON.
     #[error("cannot write the papers of the run")]
     Json(#[source] serde_json::Error),

@@ -17,8 +17,10 @@ use super::{Adapter, Data, Literal, Recipe, Targets, is_tail};
 use crate::base::BaseFolder;
 use crate::dataset::chat::ChatEncoder;
 use crate::dataset::consent::{Ask, Counts};
-use crate::dataset::source;
-use crate::dataset::stream::{self, Survey};
+use crate::dataset::error::DatasetError;
+use crate::dataset::source::{self, SourceFile};
+use crate::dataset::stream::Spec;
+use crate::dataset::survey::{Survey, survey};
 use crate::diagnose::Failure;
 use crate::files::{FolderInProgress, sha256_of_file, write_atomically};
 use crate::run::RunFolder;
@@ -97,7 +99,7 @@ impl Plan {
             return Err(RecipeError::Problems { path: literal.path().to_owned(), problems });
         };
         let recipe = literal.recipe.clone();
-        let total = base.parameter_count();
+        let total = base.config.parameter_count();
         let frozen = match recipe.adapter {
             Adapter::Lora(_) => total,
             Adapter::Full => 0,
@@ -112,8 +114,8 @@ impl Plan {
             ask,
             data: files
                 .map(|file| PlannedFile {
-                    split: file.split,
-                    path: file.path,
+                    split: file.file.split,
+                    path: file.file.path,
                     rows: file.rows,
                     used_sha256: file.used_sha256,
                 })
@@ -258,7 +260,7 @@ impl Looking<'_> {
     /// How many weights are trained.
     fn trainable(&mut self, base: &BaseFolder) -> Option<u64> {
         let Adapter::Lora(lora) = &self.literal.recipe.adapter else {
-            return Some(base.parameter_count());
+            return Some(base.config.parameter_count());
         };
         let layers = base.config.linear_layers();
         if let Targets::Modules(names) = &lora.targets {
@@ -293,22 +295,55 @@ impl Looking<'_> {
 
     /// Every file of every split, and what is in them.
     fn rows(&mut self, encoder: Option<ChatEncoder>, ask: &Ask) -> Option<Survey> {
-        let data = &self.literal.recipe.data;
-        let train = data.train.iter().map(|source| (Split::Train, "train", &source.path));
-        let validation =
-            data.validation.iter().map(|source| (Split::Validation, "validation", &source.path));
-        let test =
-            data.test.iter().map(|suite| (Split::Test(suite.name.clone()), "test", &suite.path));
-        let mut files = Vec::new();
-        for sources in [train.collect::<Vec<_>>(), validation.collect(), test.collect()] {
-            for (index, (split, list, path)) in sources.into_iter().enumerate() {
-                let key = format!("data.{list}[{index}].path");
-                let found = self.take(&key, source::resolve(path)).unwrap_or_default();
-                files.extend(found.into_iter().map(|path| (split.clone(), path, key.clone())));
-            }
+        let recipe = &self.literal.recipe;
+        let files = self.files();
+        // One file that cannot be read would only be found again, and without its key.
+        let readable =
+            files.iter().filter(|(path, key)| self.take(key, SourceFile::open(path)).is_some());
+        if readable.count() < files.len() {
+            return None;
         }
         let encoder = encoder?;
-        let _ = (&encoder, ask, &files);
-        None
+        let spec = self.take("data", Spec::new(recipe, ask.clone()))?;
+        match survey(&spec, &encoder) {
+            Ok(survey) => Some(survey),
+            Err(error) => {
+                let key = key_of(&error, &files);
+                self.take(&key, Err(error))
+            }
+        }
     }
+
+    /// Every file of every split, with the key that names it.
+    fn files(&mut self) -> Vec<(PathBuf, String)> {
+        let data = &self.literal.recipe.data;
+        let lists: [(&str, Vec<&String>); 3] = [
+            ("train", data.train.iter().map(|source| &source.path).collect()),
+            ("validation", data.validation.iter().map(|source| &source.path).collect()),
+            ("test", data.test.iter().map(|suite| &suite.path).collect()),
+        ];
+        let mut files = Vec::new();
+        for (list, patterns) in lists {
+            for (index, pattern) in patterns.into_iter().enumerate() {
+                let key = format!("data.{list}[{index}].path");
+                let found = self.take(&key, source::resolve(pattern)).unwrap_or_default();
+                files.extend(found.into_iter().map(|path| (path, key.clone())));
+            }
+        }
+        files
+    }
+}
+
+/// The key to point at for something wrong with the rows.
+fn key_of(error: &DatasetError, files: &[(PathBuf, String)]) -> String {
+    let found = match error {
+        DatasetError::Row { path, .. } | DatasetError::Overlong { path, .. } => {
+            files.iter().find(|(known, _)| known == path).map(|(_, key)| key.clone())
+        }
+        DatasetError::AllOverlong { .. } => Some("data.sequence_length".to_owned()),
+        // Names the key between backticks.
+        DatasetError::NoRowLeft { split, .. } => split.split('`').nth(1).map(str::to_owned),
+        _ => None,
+    };
+    found.unwrap_or_else(|| "data".to_owned())
 }
