@@ -252,7 +252,15 @@ fn grouped(number: u64) -> String {
 
 /// Bytes in a unit that people can picture.
 pub(super) fn bytes(number: u64) -> String {
-    indicatif::BinaryBytes(number).to_string()
+    let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+    let mut size = number as f64;
+    let mut unit = 0;
+    while size >= 999.5 && unit + 1 < units.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    let decimals = usize::from(unit > 0 && size < 99.95);
+    format!("{size:.decimals$} {}", units.get(unit).copied().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -263,6 +271,19 @@ mod tests {
     fn numbers_are_grouped() {
         for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1234567, "1,234,567")] {
             assert_eq!(grouped(number), text);
+        }
+    }
+
+    #[test]
+    fn bytes_have_three_digits() {
+        for (number, text) in [
+            (12, "12 bytes"),
+            (2048, "2.0 KiB"),
+            (1 << 20, "1.0 MiB"),
+            (244_355_072, "233 MiB"),
+            (u64::MAX, "16777216 TiB"),
+        ] {
+            assert_eq!(bytes(number), text);
         }
     }
 

@@ -126,12 +126,9 @@ pub(super) fn open(path: &Path) -> Result<Run, Failure> {
 }
 
 impl Run {
-    /// Whether the weights are there.
+    /// Whether training is complete.
     pub(super) fn is_trained(&self) -> bool {
-        match self.recipe.adapter {
-            Adapter::Lora(_) => self.folder.adapter().is_dir(),
-            Adapter::Full => self.folder.model().is_dir(),
-        }
+        self.folder.summary().is_file()
     }
 
     /// Whether nothing is left to do: trained, and every suite measured.

@@ -13,7 +13,7 @@ use serde::de::{
     SeqAccess, Unexpected, VariantAccess, Visitor,
 };
 
-use super::problem::{Fault, Place};
+use super::problem::{Fault, Place, most_alike};
 use super::yaml::{Entry, Node, Value, join};
 
 /// Most problems that are looked for; the rest shows when these are mended.
@@ -39,6 +39,7 @@ pub(super) fn decode<T: DeserializeOwned>(root: &mut Node) -> Decoded<T> {
         match T::deserialize(Decoder { node: root, path: String::new() }) {
             Ok(value) => {
                 decoded.value = Some(value);
+                forget_misspelt(&mut decoded.faults);
                 break;
             }
             Err(stop) => {
@@ -52,6 +53,23 @@ pub(super) fn decode<T: DeserializeOwned>(root: &mut Node) -> Decoded<T> {
         }
     }
     decoded
+}
+
+/// A key that is missing because it is misspelt is one mistake, not two.
+fn forget_misspelt(faults: &mut Vec<(Place, Fault)>) {
+    let parent = |key: &str| key.rsplit_once('.').map_or("", |(parent, _)| parent).to_owned();
+    let mut meant = Vec::new();
+    for (_, fault) in faults.iter() {
+        if let Fault::UnknownKey { key, known } = fault {
+            let last = key.rsplit('.').next().unwrap_or(key);
+            let alike = most_alike(last, known.iter().copied());
+            meant.extend(alike.map(|alike| join(&parent(key), alike)));
+        }
+    }
+    faults.retain(|(_, fault)| match fault {
+        Fault::MissingKey { key } => !meant.contains(key),
+        _ => true,
+    });
 }
 
 /// Where to point: at a key that is wrong, at a wrong value, or at the mapping that lacks a key.

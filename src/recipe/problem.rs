@@ -110,25 +110,17 @@ impl Fault {
             Self::Syntax { hint, .. } | Self::Override { hint, .. } | Self::Rule { hint, .. } => {
                 Some(hint.clone())
             }
-            Self::UnknownKey { key, known } => {
-                let last = key.rsplit('.').next().unwrap_or(key);
-                Some(offer(last, known.iter().copied()))
-            }
+            Self::UnknownKey { key, known } => Some(offer(last_part(key), known.iter().copied())),
             Self::UnknownWord { found, known, .. } => {
                 Some(offer(found, known.iter().map(String::as_str)))
             }
             Self::DuplicateKey { .. } => Some("keep one of the two".to_owned()),
-            Self::MissingKey { key } => {
-                let last = key.rsplit('.').next().unwrap_or(key);
-                Some(match example(last) {
-                    Some(example) => format!("add `{last}: {example}`"),
-                    None => format!("add `{last}`"),
-                })
-            }
-            Self::WrongType { key, .. } => {
-                let last = key.rsplit('.').next().unwrap_or(key);
-                example(last).map(|example| format!("write, for example, `{last}: {example}`"))
-            }
+            Self::MissingKey { key } => Some(match example(key) {
+                Some(example) => format!("add `{}: {example}`", last_part(key)),
+                None => format!("add `{}`", last_part(key)),
+            }),
+            Self::WrongType { key, .. } => example(key)
+                .map(|example| format!("write, for example, `{}: {example}`", last_part(key))),
             Self::Input { cause } => cause.hint(),
         }
     }
@@ -155,6 +147,20 @@ fn chain(error: &Failure) -> String {
 
 /// A value that would do for a key, to show in a hint.
 fn example(key: &str) -> Option<&'static str> {
+    Some(match key {
+        "data.train" | "data.validation" => {
+            "[{ path: data/catalogue/train-*.parquet, format: chat }]"
+        }
+        "data.test" => "[{ name: catalogue, path: data/catalogue/test.parquet, format: chat }]",
+        _ => return example_of_last(last_part(key)),
+    })
+}
+
+fn last_part(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
+}
+
+fn example_of_last(key: &str) -> Option<&'static str> {
     Some(match key {
         "heirloom" => "1",
         "name" => "my-first-run",
