@@ -1,6 +1,6 @@
 //! The dataset room: from Parquet files to a deterministic stream of token batches.
 //!
-//! Owns reading sources (`source`), the consent gate ([`consent`]), chat templates and
+//! Owns reading sources ([`source`]), the consent gate ([`consent`]), chat templates and
 //! tokenising with the loss mask ([`chat`]), packing and the resumable stream ([`stream`]).
 //! Does not own the recipe's words nor anything with tensors.
 //!
@@ -9,5 +9,14 @@
 
 pub mod chat;
 pub mod consent;
+mod contain;
+pub mod error;
+pub mod evaluation;
+#[cfg(test)]
+mod fixture;
+mod order;
+mod rows;
 pub mod source;
 pub mod stream;
+pub mod survey;
+mod template;

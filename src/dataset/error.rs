@@ -1,0 +1,115 @@
+//! What can go wrong between files of rows and batches of tokens.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::chat::ChatError;
+use super::consent::Counts;
+use super::source::SourceError;
+use crate::diagnose::{Blame, Diagnose};
+use crate::recipe::lock::Split;
+
+/// Any error of the dataset room that concerns rows. Says where, never what.
+#[derive(Debug, Error)]
+pub enum DatasetError {
+    /// A source of rows.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A conversation.
+    #[error("row {row} (counted from 0, record `{record_id}`) of `{path}` cannot be tokenised")]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// Row of the file, from 0.
+        row: u64,
+        /// Its id.
+        record_id: String,
+        /// What is wrong with it.
+        source: ChatError,
+    },
+    /// A conversation is longer than a window.
+    #[error(
+        "row {row} (counted from 0, record `{record_id}`) of `{path}` has {tokens} tokens, more than `data.sequence_length: {sequence_length}`"
+    )]
+    Overlong {
+        /// The file.
+        path: PathBuf,
+        /// Row of the file, from 0.
+        row: u64,
+        /// Its id.
+        record_id: String,
+        /// Its length.
+        tokens: usize,
+        /// The length of a window.
+        sequence_length: usize,
+    },
+    /// The gate let nothing through.
+    #[error("no row of {split} is left after the consent gate: {}", verdict(.counts))]
+    NoRowLeft {
+        /// Which part of the recipe, in words.
+        split: String,
+        /// The gate's verdicts.
+        counts: Counts,
+    },
+    /// Every conversation is longer than a window.
+    #[error("all {dropped} rows are longer than `data.sequence_length: {sequence_length}`")]
+    AllOverlong {
+        /// How many there are.
+        dropped: u64,
+        /// The length of a window.
+        sequence_length: usize,
+    },
+    /// The thread that reads ahead could not be started.
+    #[error("no thread could be started to read the rows")]
+    Thread(#[from] std::io::Error),
+    /// The thread that reads ahead ended without saying why.
+    #[error("reading the rows ended unexpectedly")]
+    Worker,
+}
+
+impl Diagnose for DatasetError {
+    fn hint(&self) -> Option<String> {
+        Some(
+            match self {
+                Self::Source(error) => return error.hint(),
+                Self::Row { source, .. } => return source.hint(),
+                Self::Overlong { .. } => {
+                    "raise `data.sequence_length`, or leave such rows out with `overlong: drop`"
+                }
+                Self::NoRowLeft { .. } => {
+                    "compare `data.purpose` and `data.processing` with what the rows' consent \
+                 columns allow; a file without a `consent.v1` footer counts as unknown"
+                }
+                Self::AllOverlong { .. } => "raise `data.sequence_length`",
+                Self::Thread(_) => "close other programs, then run the same command again",
+                Self::Worker => return None,
+            }
+            .to_owned(),
+        )
+    }
+
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Worker => Blame::Defect,
+            _ => Blame::User,
+        }
+    }
+}
+
+/// `12 rows: 4 expired, 8 missing`.
+fn verdict(counts: &Counts) -> String {
+    let excluded = counts.excluded.iter().map(|(reason, rows)| format!("{rows} {reason}"));
+    let excluded = excluded.collect::<Vec<_>>().join(", ");
+    let rows = if counts.seen == 1 { "row" } else { "rows" };
+    format!("{} {rows} seen, {}", counts.seen, if excluded.is_empty() { "none" } else { &excluded })
+}
+
+/// The key of the recipe that names a split.
+pub(super) fn split_name(split: &Split) -> String {
+    match split {
+        Split::Train => "`data.train`".to_owned(),
+        Split::Validation => "`data.validation`".to_owned(),
+        Split::Test(suite) => format!("`data.test`, suite `{suite}`"),
+    }
+}

@@ -1,0 +1,166 @@
+use super::super::fixture::{self, Row, row};
+use super::*;
+use crate::dataset::consent::{Reason, judge};
+
+fn rows(count: usize) -> Vec<Row> {
+    (0..count).map(|id| row(id, "question", "answer")).collect()
+}
+
+/// A folder with one file `rows.parquet` of ten rows in groups of four.
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    fixture::write_rows(&path, &rows(10), 4);
+    (folder, path)
+}
+
+#[test]
+fn row_groups_are_read_one_by_one() {
+    let (_folder, path) = folder();
+    let file = SourceFile::open(&path).unwrap();
+    assert_eq!(file.group_rows(), [4, 4, 2]);
+    let group = file.read_group(2).unwrap();
+    assert_eq!((group.len(), group.row_in_file(1)), (2, 9));
+    assert_eq!(group.record_id(1), "row-0009");
+    let messages = group.messages(1).unwrap();
+    assert_eq!((messages[1].role.as_str(), messages[1].content.as_str()), ("assistant", "answer"));
+    let consent = group.consent(1);
+    assert_eq!(consent.purposes, Some(vec!["dpv:ServiceProvision"]));
+    assert_eq!(judge(&consent, &fixture::ask(), file.defaults()), Ok(()));
+}
+
+#[test]
+fn globs_are_sorted_and_name_no_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["b.parquet", "a.parquet", "x[1].parquet"] {
+        fixture::write(&folder.path().join(name), b"");
+    }
+    fs::create_dir(folder.path().join("c.parquet")).unwrap();
+    let names = |pattern: &str| -> Vec<String> {
+        let files = resolve(folder.path().join(pattern).to_str().unwrap()).unwrap();
+        files.iter().map(|f| f.file_name().unwrap().to_string_lossy().into_owned()).collect()
+    };
+    assert_eq!(names("*.parquet"), ["a.parquet", "b.parquet", "x[1].parquet"]);
+    assert_eq!(names("x[1].parquet"), ["x[1].parquet"]);
+    assert!(matches!(resolve("/nowhere/*.parquet"), Err(SourceError::NoMatch { .. })));
+    assert!(matches!(resolve("a/***"), Err(SourceError::Pattern { .. })));
+}
+
+#[test]
+fn a_missing_consent_column_leaves_every_row_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    for column in consent::COLUMNS {
+        let mut batch = fixture::batch(&rows(2));
+        batch.remove_column(batch.schema().index_of(column).unwrap());
+        fixture::write_batch(&path, &batch, 4, Some(fixture::FOOTER));
+        let file = SourceFile::open(&path).unwrap();
+        let group = file.read_group(0).unwrap();
+        let verdict = judge(&group.consent(0), &fixture::ask(), file.defaults());
+        assert_eq!(verdict, Err(Reason::Missing), "{column}");
+    }
+}
+
+#[test]
+fn a_missing_column_is_named_with_those_that_are_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    for column in REQUIRED {
+        let mut batch = fixture::batch(&rows(2));
+        batch.remove_column(batch.schema().index_of(column).unwrap());
+        fixture::write_batch(&path, &batch, 4, None);
+        let error = SourceFile::open(&path).unwrap_err();
+        assert!(error.to_string().contains(column), "{error}");
+        assert!(error.hint().unwrap().contains("`consent_basis`"), "{error:?}");
+    }
+}
+
+#[test]
+fn a_column_of_another_type_is_named_with_both_types() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    for column in REQUIRED.into_iter().chain(consent::COLUMNS) {
+        let batch = fixture::batch(&rows(1));
+        let numbers = arrow::array::Int32Array::from(vec![1]);
+        let schema = batch.schema();
+        let columns = schema.fields().iter().zip(batch.columns()).map(|(field, values)| {
+            let replaced = field.name() == column;
+            let values =
+                if replaced { std::sync::Arc::new(numbers.clone()) } else { values.clone() };
+            (field.name().clone(), values)
+        });
+        let columns: Vec<(String, arrow::array::ArrayRef)> = columns.collect();
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        fixture::write_batch(&path, &batch, 4, None);
+        let error = SourceFile::open(&path).unwrap_err().to_string();
+        assert!(error.contains(column) && error.contains("Int32"), "{error}");
+    }
+}
+
+#[test]
+fn null_messages_are_an_error_only_when_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    let mut rows = rows(3);
+    rows[2].messages.clear();
+    fixture::write_rows(&path, &rows, 2);
+    let group = SourceFile::open(&path).unwrap().read_group(1).unwrap();
+    assert_eq!(group.consent(0).status, Some("given"));
+    assert!(matches!(group.messages(0), Err(SourceError::Null { column: "messages", row: 2, .. })));
+}
+
+#[test]
+fn instants_beyond_the_calendar_keep_their_side() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    let mut rows = rows(2);
+    (rows[0].expires_at, rows[1].withdrawn_at) = (Some(i64::MIN), Some(i64::MIN));
+    fixture::write_rows(&path, &rows, 2);
+    let file = SourceFile::open(&path).unwrap();
+    let group = file.read_group(0).unwrap();
+    let verdict = |row| judge(&group.consent(row), &fixture::ask(), file.defaults());
+    assert_eq!(verdict(0), Err(Reason::Expired));
+    assert_eq!(verdict(1), Err(Reason::Withdrawn));
+}
+
+#[test]
+fn a_file_that_is_not_parquet_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for bytes in [&b""[..], b"PAR1", b"{\"messages\": []}\n", &[0; 4096]] {
+        let path = fixture::write(&folder.path().join("rows.parquet"), bytes);
+        let error = SourceFile::open(&path).unwrap_err();
+        assert!(matches!(&error, SourceError::NotParquet { .. }), "{error:?}");
+        assert!(error.to_string().contains("rows.parquet"), "{error}");
+    }
+    let absent = SourceFile::open(&folder.path().join("absent.parquet")).unwrap_err();
+    assert!(matches!(&absent, SourceError::Read(error) if error.to_string().contains("absent")));
+}
+
+#[test]
+fn a_file_cut_short_anywhere_is_an_error() {
+    let (_folder, path) = folder();
+    let bytes = fs_err::read(&path).unwrap();
+    for length in (0..bytes.len()).step_by(97) {
+        fixture::write(&path, &bytes[..length]);
+        assert!(SourceFile::open(&path).is_err(), "{length}");
+    }
+}
+
+#[test]
+fn a_damaged_file_never_panics() {
+    let (_folder, path) = folder();
+    let bytes = fs_err::read(&path).unwrap();
+    for place in (0..bytes.len()).step_by(3) {
+        let mut damaged = bytes.clone();
+        damaged[place] ^= 0xff;
+        fixture::write(&path, &damaged);
+        let Ok(file) = SourceFile::open(&path) else { continue };
+        for group in 0..file.group_rows().len() {
+            let Ok(group) = file.read_group(group) else { continue };
+            for row in 0..group.len() {
+                let _ = judge(&group.consent(row), &fixture::ask(), file.defaults());
+                let _ = group.messages(row);
+            }
+        }
+    }
+}
