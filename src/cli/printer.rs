@@ -80,7 +80,7 @@ impl Printer {
         rows: &[[String; N]],
     ) -> Result<(), OutputError> {
         let mut table = comfy_table::Table::new();
-        table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(header);
+        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(header);
         table.add_rows(rows);
         self.data(&table.to_string())
     }

@@ -107,3 +107,7 @@ fn read_text(path: &Path) -> Result<String, RecipeError> {
         offset: error.utf8_error().valid_up_to(),
     })
 }
+
+#[cfg(test)]
+#[path = "read_tests.rs"]
+mod tests;
