@@ -26,6 +26,11 @@ pub trait Diagnose: Error {
         None
     }
 
+    /// What belongs under the sentence, an entry each, when one error stands for several.
+    fn details(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Whose fault it is.
     fn blame(&self) -> Blame {
         Blame::User

@@ -5,9 +5,15 @@
 //! lies beside it and receives one [`Job`] as JSON in its only argument. For training, the
 //! run folder is the hand-over: it holds the resolved recipe and the lock.
 
-use std::path::PathBuf;
+use std::env;
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde::{Deserialize, Serialize};
+
+use crate::diagnose::{Blame, Diagnose, Failure};
 
 /// How the engine shall talk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +34,86 @@ pub struct Envelope {
     pub verbosity: Verbosity,
     /// What to do.
     pub job: Job,
+}
+
+/// Names another engine than the one beside this program.
+pub const ENGINE_VARIABLE: &str = "HEIRLOOM_ENGINE";
+
+/// The program that computes.
+const ENGINE: &str = "heirloom-engine";
+
+/// The engine cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// There is no such program.
+    #[error("there is no program `{}`", path.display())]
+    NoEngine {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The program is there and does not start.
+    #[error("cannot start `{}`", path.display())]
+    Start {
+        /// The program.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The job has no JSON.
+    #[error("cannot write the job for the engine")]
+    Words(#[source] serde_json::Error),
+}
+
+impl Diagnose for JobError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::NoEngine { .. } => format!(
+                "build it beside this program with `scripts/setup` and then `cargo build \
+                 --release`, or set `{ENGINE_VARIABLE}` to where it is"
+            ),
+            Self::Start { .. } => "`heirloom doctor` shows what the engine needs".to_owned(),
+            Self::Words(_) => return None,
+        })
+    }
+
+    fn blame(&self) -> Blame {
+        match self {
+            Self::Words(_) => Blame::Defect,
+            _ => Blame::User,
+        }
+    }
+}
+
+/// Where the engine is, or should be: `$HEIRLOOM_ENGINE`, or else beside this program.
+pub fn engine() -> Result<PathBuf, JobError> {
+    let path = match env::var_os(ENGINE_VARIABLE).filter(|path| !path.is_empty()) {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let missing = |source| JobError::Start { path: ENGINE.into(), source };
+            // Through links: they point to the program, and the engine lies where it lies.
+            let program = env::current_exe().and_then(|path| path.canonicalize());
+            let program = program.map_err(missing)?;
+            program.parent().unwrap_or(Path::new(".")).join(ENGINE)
+        }
+    };
+    if path.is_file() { Ok(path) } else { Err(JobError::NoEngine { path }) }
+}
+
+/// Becomes the engine, doing `job`; returns only when that is not possible.
+pub fn start(verbosity: Verbosity, job: Job) -> Failure {
+    become_engine(verbosity, job).into()
+}
+
+fn become_engine(verbosity: Verbosity, job: Job) -> JobError {
+    let envelope = Envelope { version: crate::VERSION.to_owned(), verbosity, job };
+    let words = match serde_json::to_string(&envelope) {
+        Ok(words) => words,
+        Err(error) => return JobError::Words(error),
+    };
+    match engine() {
+        Ok(path) => JobError::Start { source: Command::new(&path).arg(words).exec(), path },
+        Err(error) => error,
+    }
 }
 
 /// What the engine can be asked to do.

@@ -1,8 +1,91 @@
 //! The command line: clap types, one file per command, exit status, the printer.
+//!
+//! Owns what users type and what they see. Does not own what a command does: each one calls
+//! the rooms, and for everything with tensors becomes `heirloom-engine` (see [`crate::job`]).
+//! Nothing outside [`printer`] prints.
+
+mod check;
+mod completions;
+mod doctor;
+mod eval;
+pub mod exit;
+mod export;
+mod generate;
+pub mod printer;
+mod target;
+mod train;
+mod verify;
 
 use std::process::ExitCode;
 
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::diagnose::Failure;
+use exit::ExitStatus;
+use printer::Printer;
+
+const AFTER_HELP: &str = "\
+Examples:
+  heirloom check recipes/quickstart.yaml     what a recipe would do, and all that is wrong with it
+  heirloom train recipes/quickstart.yaml     train it; the result lies in runs/quickstart
+  heirloom eval runs/quickstart --suite catalogue --baseline data/seedling
+  heirloom export runs/quickstart --to adapter -o releases/quickstart
+  heirloom verify releases/quickstart        prove that a release is what its manifest says
+
+`heirloom COMMAND --help` says more about each command.";
+
+/// Adapt a language model from one recipe, on data that carries its consent.
+#[derive(Debug, Parser)]
+#[command(name = "heirloom", version, after_help = AFTER_HELP, max_term_width = 100)]
+struct Arguments {
+    /// Print data and errors only.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Check(check::Arguments),
+    Train(train::Arguments),
+    Eval(eval::Arguments),
+    Generate(generate::Arguments),
+    Export(export::Arguments),
+    Verify(verify::Arguments),
+    Doctor(doctor::Arguments),
+    Completions(completions::Arguments),
+}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return explain(&error).into(),
+    };
+    let printer = if arguments.quiet { Printer::Quiet } else { Printer::Normal };
+    exit::conclude(printer, run(arguments.command, printer))
+}
+
+fn run(command: Command, printer: Printer) -> Result<ExitStatus, Failure> {
+    match command {
+        Command::Check(arguments) => check::run(&arguments, printer),
+        Command::Train(arguments) => train::run(&arguments, printer),
+        Command::Eval(arguments) => eval::run(&arguments, printer),
+        Command::Generate(arguments) => generate::run(&arguments, printer),
+        Command::Export(arguments) => export::run(&arguments, printer),
+        Command::Verify(arguments) => verify::run(&arguments, printer),
+        Command::Doctor(arguments) => doctor::run(&arguments, printer),
+        Command::Completions(arguments) => {
+            completions::run(&arguments, &mut self::Arguments::command(), printer)
+        }
+    }
+}
+
+/// Prints what clap has to say: help and version are data; anything else is a mistake that
+/// the user can fix.
+fn explain(error: &clap::Error) -> ExitStatus {
+    // A closed pipe is all that can go wrong, and then nobody reads.
+    let _ = error.print();
+    if error.use_stderr() { ExitStatus::Failure } else { ExitStatus::Success }
 }

@@ -3,12 +3,18 @@
 //! `recipe.lock` is JSON. A run may only be resumed, evaluated or exported while its inputs
 //! still are what the lock says.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::consent::{Ask, Counts};
+use crate::diagnose::Diagnose;
+use crate::files::sha256_of_file;
+
+/// Largest lock that is read, in bytes: some hundred thousand files of rows.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// Contents of `recipe.lock`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,4 +89,130 @@ pub struct Size {
     pub steps_by_epoch: Vec<u64>,
     /// Optimiser steps of the run: the sum, or `train.max_steps` if that is less.
     pub steps: u64,
+}
+
+/// A lock that cannot be used, or inputs that are no longer what it says.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// The file cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The lock, or a locked file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file is not a lock.
+    #[error("`{}` is not a lock of this version", path.display())]
+    NotALock {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: serde_json::Error,
+    },
+    /// Inputs are no longer what they were.
+    #[error("{} changed since the run began", counted(.changes))]
+    Changed {
+        /// At least one.
+        changes: Vec<Change>,
+    },
+}
+
+fn counted(changes: &[Change]) -> String {
+    match changes {
+        [change] => format!("`{}` has", change.path.display()),
+        _ => format!("{} inputs have", changes.len()),
+    }
+}
+
+/// An input that is no longer what it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The file.
+    pub path: PathBuf,
+    /// The digest in the lock.
+    pub expected: String,
+    /// The digest now; `None` when the file is gone.
+    pub found: Option<String>,
+}
+
+impl Diagnose for LockError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Read { source, .. } => return source.hint(),
+            Self::NotALock { .. } => {
+                "use the version of Heirloom that wrote it, or start a new run".to_owned()
+            }
+            Self::Changed { .. } => {
+                "put the inputs back as they were, or start a new run with another `--run`"
+                    .to_owned()
+            }
+        })
+    }
+
+    fn details(&self) -> Vec<String> {
+        let Self::Changed { changes } = self else { return Vec::new() };
+        let line = |change: &Change| {
+            let found = change.found.as_deref().unwrap_or("no file");
+            let path = change.path.display();
+            format!("{path}\n  expected sha256 {}\n  found    {found}", change.expected)
+        };
+        changes.iter().map(line).collect()
+    }
+}
+
+impl Lock {
+    /// Reads the lock at `path`.
+    pub fn read(path: &Path) -> Result<Self, LockError> {
+        let unreadable = |source| LockError::Read { path: path.to_owned(), source };
+        let bytes = fs_err::metadata(path).map_err(unreadable)?.len();
+        if bytes > MAX_BYTES {
+            return Err(unreadable(io::Error::other(format!(
+                "it has {bytes} bytes, more than the {MAX_BYTES} that are read"
+            ))));
+        }
+        let text = fs_err::read_to_string(path).map_err(unreadable)?;
+        serde_json::from_str(&text)
+            .map_err(|source| LockError::NotALock { path: path.to_owned(), source })
+    }
+
+    /// The files of a split, in the order in which they are read.
+    pub fn files(&self, split: &Split) -> Vec<PathBuf> {
+        let data = self.data.iter().filter(|data| data.split == *split);
+        data.map(|data| data.file.path.clone()).collect()
+    }
+
+    /// Checks that every input is still what it was.
+    pub fn verify(&self) -> Result<(), LockError> {
+        let data = self.data.iter().map(|data| &data.file);
+        verify(self.base.iter().chain(data))
+    }
+
+    /// Checks the base only.
+    pub fn verify_base(&self) -> Result<(), LockError> {
+        verify(&self.base)
+    }
+
+    /// Checks the files of one split only.
+    pub fn verify_split(&self, split: &Split) -> Result<(), LockError> {
+        let data = self.data.iter().filter(|data| data.split == *split);
+        verify(data.map(|data| &data.file))
+    }
+}
+
+fn verify<'a>(files: impl IntoIterator<Item = &'a LockedFile>) -> Result<(), LockError> {
+    let mut changes = Vec::new();
+    for file in files {
+        let found = match sha256_of_file(&file.path) {
+            Ok(found) => Some(found),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(LockError::Read { path: file.path.clone(), source }),
+        };
+        if found.as_ref() != Some(&file.sha256) {
+            let (path, expected) = (file.path.clone(), file.sha256.clone());
+            changes.push(Change { path, expected, found });
+        }
+    }
+    changes.dedup();
+    if changes.is_empty() { Ok(()) } else { Err(LockError::Changed { changes }) }
 }

@@ -9,11 +9,24 @@
 //! Two stages, as in ripgrep's arguments: the literal [`Recipe`] does no input and output
 //! and knows only what the file says; `plan::Plan` has looked at every input.
 
+mod decode;
 pub mod lock;
+pub mod memory;
+mod overrides;
+pub mod plan;
+pub mod problem;
+pub mod read;
+mod rules;
+mod yaml;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use read::{Literal, read};
+pub use yaml::Unwritable;
+
+use crate::diagnose::{Blame, Diagnose};
 
 /// The recipe format that this version reads and writes.
 pub const FORMAT: u32 = 1;
@@ -152,12 +165,18 @@ pub struct Data {
     pub shuffle: bool,
 }
 
+/// What is done with rows unless the recipe says something else.
+pub const DEFAULT_PROCESSING: &str = "ai:ModelFineTuning";
+
 fn default_processing() -> Vec<String> {
-    vec!["ai:ModelFineTuning".to_owned()]
+    vec![DEFAULT_PROCESSING.to_owned()]
 }
 
+/// How long a run is taken to last unless the recipe says something else.
+pub const DEFAULT_MAX_HOURS: u32 = 24;
+
 fn default_max_hours() -> u32 {
-    24
+    DEFAULT_MAX_HOURS
 }
 
 fn yes() -> bool {
@@ -189,8 +208,11 @@ pub struct Suite {
     pub max_new_tokens: usize,
 }
 
+/// Longest answer, in tokens, unless the recipe says something else.
+pub const DEFAULT_MAX_NEW_TOKENS: usize = 128;
+
 fn default_max_new_tokens() -> usize {
-    128
+    DEFAULT_MAX_NEW_TOKENS
 }
 
 /// Shapes of a row.
@@ -382,6 +404,44 @@ pub struct Gate {
 pub enum Tracker {
     /// `metrics.jsonl` in the run folder.
     Jsonl,
+}
+
+/// A recipe cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// As YAML.
+    #[error("cannot write the resolved recipe")]
+    Yaml(#[source] Unwritable),
+    /// As JSON.
+    #[error("cannot write the papers of the run")]
+    Json(#[source] serde_json::Error),
+}
+
+impl Diagnose for WriteError {
+    fn blame(&self) -> Blame {
+        Blame::Defect
+    }
+}
+
+/// The text of a recipe, every default written out; reads back as the same recipe.
+pub fn write(recipe: &Recipe) -> Result<String, WriteError> {
+    yaml::write(recipe).map_err(WriteError::Yaml)
+}
+
+impl Targets {
+    /// Whether the linear layer `name` gets an adapter, as PEFT's `target_modules` chooses:
+    /// by its full path, or by its last parts.
+    pub fn choose(&self, name: &str) -> bool {
+        match self {
+            Self::AllLinear => true,
+            Self::Modules(modules) => modules.iter().any(|module| is_tail(name, module)),
+        }
+    }
+}
+
+/// Whether `tail` is `path` or the last parts of it.
+fn is_tail(path: &str, tail: &str) -> bool {
+    path.strip_suffix(tail).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 impl Serialize for Targets {

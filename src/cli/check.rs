@@ -1,0 +1,296 @@
+//! `heirloom check`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::exit::ExitStatus;
+use super::printer::Printer;
+use crate::dataset::consent::{Counts, Reason};
+use crate::diagnose::Failure;
+use crate::recipe::lock::{Size, Split};
+use crate::recipe::memory::Memory;
+use crate::recipe::plan::{Parameters, Plan};
+use crate::recipe::problem::{Place, Problem, RecipeError};
+use crate::recipe::{self, Adapter, WriteError};
+
+/// Say what a recipe would do, or everything that is wrong with it, without training.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  heirloom check recipes/quickstart.yaml
+  heirloom check recipes/quickstart.yaml --set train.epochs=1 --set adapter.lora.rank=8
+  heirloom check recipes/quickstart.yaml --format json")]
+pub(super) struct Arguments {
+    /// The recipe, a YAML file.
+    recipe: PathBuf,
+    /// Change a value of the recipe; may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// How to print the result.
+    #[arg(long, value_enum, default_value_t)]
+    format: Output,
+}
+
+/// For whom a result is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
+    let planned = recipe::read(&arguments.recipe, &arguments.sets)
+        .and_then(|literal| Plan::make(&literal, Timestamp::now()));
+    let (answer, status) = match (planned, arguments.format) {
+        (Ok(plan), Output::Text) => {
+            printer.data(&describe(&plan))?;
+            printer.note(&format!("\nnext: {}", next_command(arguments)));
+            return Ok(ExitStatus::Success);
+        }
+        (Ok(plan), Output::Json) => (json(&Answer::good(&plan)), ExitStatus::Success),
+        (Err(RecipeError::Problems { problems, .. }), Output::Json) => {
+            (json(&Answer::bad(&problems)), ExitStatus::Failure)
+        }
+        (Err(error), _) => return Err(error.into()),
+    };
+    printer.data(&answer?)?;
+    Ok(status)
+}
+
+fn json(answer: &Answer<'_>) -> Result<String, WriteError> {
+    serde_json::to_string_pretty(answer).map_err(WriteError::Json)
+}
+
+/// The command that does what was checked.
+fn next_command(arguments: &Arguments) -> String {
+    let mut command = format!("heirloom train {}", quoted(&arguments.recipe.to_string_lossy()));
+    for set in &arguments.sets {
+        command = format!("{command} --set {}", quoted(set));
+    }
+    command
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-/=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// What is printed for programs.
+#[derive(Serialize)]
+struct Answer<'a> {
+    ok: bool,
+    problems: Vec<JsonProblem<'a>>,
+    plan: Option<JsonPlan<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonProblem<'a> {
+    file: &'a Path,
+    line: Option<usize>,
+    column: Option<usize>,
+    /// The `--set` that is wrong, where it is not the file.
+    set: Option<&'a str>,
+    message: String,
+    hint: Option<String>,
+}
+
+#[derive(Serialize)]
+struct JsonPlan<'a> {
+    name: &'a str,
+    base: &'a Path,
+    parameters: Parameters,
+    rows: BTreeMap<String, Counts>,
+    training: &'a Size,
+    memory: Memory,
+    memory_bytes: u64,
+}
+
+impl<'a> Answer<'a> {
+    fn good(plan: &'a Plan) -> Self {
+        let plan = JsonPlan {
+            name: &plan.recipe.name,
+            base: &plan.recipe.base.model,
+            parameters: plan.parameters,
+            rows: rows_by_split(plan),
+            training: &plan.training,
+            memory: plan.memory,
+            memory_bytes: plan.memory.total(),
+        };
+        Self { ok: true, problems: Vec::new(), plan: Some(plan) }
+    }
+
+    fn bad(problems: &'a [Problem]) -> Self {
+        let problem = |problem: &'a Problem| {
+            let (line, column, set) = match &problem.place {
+                Place::File { line, column } => (Some(*line), Some(*column), None),
+                Place::Set(words) => (None, None, Some(words.as_str())),
+            };
+            let (message, hint) = (problem.fault.to_string(), problem.fault.hint());
+            JsonProblem { file: &problem.file, line, column, set, message, hint }
+        };
+        Self { ok: false, problems: problems.iter().map(problem).collect(), plan: None }
+    }
+}
+
+/// Rows of `train`, `validation` and each suite.
+fn rows_by_split(plan: &Plan) -> BTreeMap<String, Counts> {
+    let mut rows: BTreeMap<String, Counts> = BTreeMap::new();
+    for file in &plan.data {
+        rows.entry(split_name(&file.split)).or_default().add(&file.rows);
+    }
+    rows
+}
+
+fn split_name(split: &Split) -> String {
+    match split {
+        Split::Train => "train".to_owned(),
+        Split::Validation => "validation".to_owned(),
+        Split::Test(suite) => format!("test/{suite}"),
+    }
+}
+
+/// What is printed for people.
+fn describe(plan: &Plan) -> String {
+    let recipe = &plan.recipe;
+    let mut lines = vec![
+        line("run", &recipe.name),
+        line("base", &format!("{}, {}", recipe.base.model.display(), word(&recipe.base.dtype))),
+    ];
+    lines.push(line(
+        "adapter",
+        &match &recipe.adapter {
+            Adapter::Lora(lora) => format!("LoRA, rank {}, alpha {}", lora.rank, lora.alpha),
+            Adapter::Full => "none: every weight is trained".to_owned(),
+        },
+    ));
+    let Parameters { trainable, frozen } = plan.parameters;
+    let share = 100.0 * trainable as f64 / (trainable + frozen).max(1) as f64;
+    lines.push(line(
+        "parameters",
+        &format!("{} trainable ({share:.2} %), {} frozen", grouped(trainable), grouped(frozen)),
+    ));
+    for (split, rows) in rows_by_split(plan) {
+        lines.push(line("rows", &format!("{split}: {}", verdict(&rows))));
+    }
+    let size = &plan.training;
+    lines.push(line(
+        "tokens",
+        &format!("{} a pass, {} trained", grouped(size.tokens), grouped(size.trained_tokens)),
+    ));
+    if size.dropped_overlong > 0 {
+        lines.push(line("", &format!("{} rows left out as too long", size.dropped_overlong)));
+    }
+    lines.push(line(
+        "steps",
+        &format!(
+            "{} of {} tokens, in {} epochs",
+            grouped(size.steps),
+            grouped(recipe.train.tokens_per_step as u64),
+            recipe.train.epochs
+        ),
+    ));
+    let memory = &plan.memory;
+    lines.push(line(
+        "memory",
+        &format!(
+            "about {} (weights {}, gradients {}, optimiser {}, activations {})",
+            bytes(memory.total()),
+            bytes(memory.weights),
+            bytes(memory.gradients),
+            bytes(memory.optimizer),
+            bytes(memory.activations)
+        ),
+    ));
+    lines.join("\n")
+}
+
+fn line(name: &str, value: &str) -> String {
+    format!("{name:<11} {value}")
+}
+
+/// The word by which a recipe calls a value.
+fn word(value: &impl Serialize) -> String {
+    let word = serde_json::to_value(value).ok();
+    word.and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn verdict(rows: &Counts) -> String {
+    let mut text = format!("{} of {} used", grouped(rows.used), grouped(rows.seen));
+    let reasons: Vec<String> = rows.excluded.iter().map(reason).collect();
+    if !reasons.is_empty() {
+        text = format!("{text}; left out: {}", reasons.join(", "));
+    }
+    text
+}
+
+fn reason((reason, rows): (&Reason, &u64)) -> String {
+    format!("{} {}", grouped(*rows), word(reason))
+}
+
+/// `1234567` as `1,234,567`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Bytes in a unit that people can picture.
+pub(super) fn bytes(number: u64) -> String {
+    let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+    let mut size = number as f64;
+    let mut unit = 0;
+    while size >= 999.5 && unit + 1 < units.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    let decimals = usize::from(unit > 0 && size < 99.95);
+    format!("{size:.decimals$} {}", units.get(unit).copied().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1234567, "1,234,567")] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+
+    #[test]
+    fn bytes_have_three_digits() {
+        for (number, text) in [
+            (12, "12 bytes"),
+            (2048, "2.0 KiB"),
+            (1 << 20, "1.0 MiB"),
+            (244_355_072, "233 MiB"),
+            (u64::MAX, "16777216 TiB"),
+        ] {
+            assert_eq!(bytes(number), text);
+        }
+    }
+
+    #[test]
+    fn words_survive_a_shell() {
+        assert_eq!(quoted("recipes/a.yaml"), "recipes/a.yaml");
+        assert_eq!(quoted("name=it's"), r"'name=it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+}

@@ -1,0 +1,135 @@
+//! `heirloom eval`.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use super::check::Output;
+use super::exit::ExitStatus;
+use super::printer::Printer;
+use super::target::{self, Resolved};
+use crate::dataset::consent::Ask;
+use crate::diagnose::{Diagnose, Failure};
+use crate::job::{self, Evaluate, Job};
+use crate::recipe::lock::Split;
+use crate::recipe::plan::ask;
+use crate::recipe::problem::listed;
+use crate::recipe::{DEFAULT_MAX_HOURS, DEFAULT_PROCESSING, Dtype, Format, Suite};
+
+/// Measure a model on held-out rows: loss, and exact match of its answers.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  heirloom eval runs/quickstart --suite catalogue --baseline data/seedling
+  heirloom eval data/seedling --suite data/catalogue/test.parquet --purpose dpv:ServiceProvision")]
+pub(super) struct Arguments {
+    /// A base folder, a run folder, or an adapter folder in PEFT format.
+    target: PathBuf,
+    /// Name of a suite in the run's recipe, or a Parquet file.
+    #[arg(long)]
+    suite: String,
+    /// Another target, to compare with.
+    #[arg(long, value_name = "TARGET")]
+    baseline: Option<PathBuf>,
+    /// What the rows must allow, as a DPV term; may be given again [default: the run's]
+    #[arg(long, value_name = "TERM")]
+    purpose: Vec<String>,
+    /// Longest answer, in tokens [default: the suite's, or 128]
+    #[arg(long, value_name = "N", value_parser = target::at_least_one)]
+    max_new_tokens: Option<usize>,
+    /// Precision to compute in [default: that of the run, or float32]
+    #[arg(long, value_enum)]
+    dtype: Option<Dtype>,
+    /// How to print the result.
+    #[arg(long, value_enum, default_value_t)]
+    format: Output,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum EvalError {
+    #[error("`{suite}` is neither a suite of the run nor a file")]
+    NoSuite { suite: String, known: Vec<String> },
+    #[error("nothing says for what purpose `{suite}` may be read")]
+    NoPurpose { suite: String },
+}
+
+impl Diagnose for EvalError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::NoSuite { known, .. } if known.is_empty() => {
+                "give a Parquet file of chats".to_owned()
+            }
+            Self::NoSuite { known, .. } => {
+                format!("the run's recipe has {}", listed(known.iter().map(String::as_str)))
+            }
+            Self::NoPurpose { .. } => {
+                "add `--purpose` with a DPV term, such as `--purpose dpv:ServiceProvision`"
+                    .to_owned()
+            }
+        })
+    }
+}
+
+pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
+    let resolved = target::resolve(&arguments.target)?;
+    let baseline = arguments.baseline.as_deref().map(target::resolve).transpose()?;
+    let job = Job::Evaluate(Evaluate {
+        target: resolved.target(arguments.dtype),
+        // Both are compared in one precision, or the comparison would mean little.
+        baseline: baseline
+            .map(|baseline| baseline.target(Some(resolved.target(arguments.dtype).dtype))),
+        suite: suite(arguments, &resolved)?,
+        gate: gate(arguments, &resolved)?,
+        json: arguments.format == Output::Json,
+    });
+    Err(job::start(printer.into(), job))
+}
+
+/// The rows that are meant: a suite of the run as it was locked, or else a file.
+fn suite(arguments: &Arguments, resolved: &Resolved) -> Result<Suite, Failure> {
+    let suites = match resolved {
+        Resolved::Run(run) => run.recipe.data.test.as_slice(),
+        _ => &[],
+    };
+    let name = &arguments.suite;
+    let mut suite = if let Some(suite) = suites.iter().find(|suite| suite.name == *name) {
+        if let Resolved::Run(run) = resolved {
+            run.lock.verify_split(&Split::Test(name.clone()))?;
+        }
+        suite.clone()
+    } else if Path::new(name).is_file() {
+        let stem = Path::new(name).file_stem().unwrap_or_default();
+        Suite {
+            name: stem.to_string_lossy().into_owned(),
+            path: name.clone(),
+            format: Format::Chat,
+            max_new_tokens: crate::recipe::DEFAULT_MAX_NEW_TOKENS,
+        }
+    } else {
+        let known = suites.iter().map(|suite| suite.name.clone()).collect();
+        return Err(EvalError::NoSuite { suite: name.clone(), known }.into());
+    };
+    suite.max_new_tokens = arguments.max_new_tokens.unwrap_or(suite.max_new_tokens);
+    Ok(suite)
+}
+
+/// What the rows must allow, now.
+fn gate(arguments: &Arguments, resolved: &Resolved) -> Result<Ask, Failure> {
+    let now = Timestamp::now();
+    let mut gate = match resolved {
+        Resolved::Run(run) => ask(&run.recipe.data, now),
+        _ if arguments.purpose.is_empty() => {
+            return Err(EvalError::NoPurpose { suite: arguments.suite.clone() }.into());
+        }
+        _ => Ask {
+            purpose: Vec::new(),
+            processing: vec![DEFAULT_PROCESSING.to_owned()],
+            at: now,
+            until: crate::recipe::plan::hours_after(now, DEFAULT_MAX_HOURS),
+        },
+    };
+    if !arguments.purpose.is_empty() {
+        gate.purpose.clone_from(&arguments.purpose);
+    }
+    Ok(gate)
+}

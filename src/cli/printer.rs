@@ -1,0 +1,160 @@
+//! The only place that prints: data to stdout, words for people to stderr.
+//!
+//! Colour only helps; every message can be read without it. anstream takes it away where
+//! there is no terminal or where `NO_COLOR` asks for that.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use owo_colors::OwoColorize as _;
+
+use crate::diagnose::{Diagnose, Failure};
+use crate::job::Verbosity;
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Printer {
+    /// Data and errors only.
+    Quiet,
+    /// Everything.
+    Normal,
+}
+
+/// stdout cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to the standard output")]
+pub struct OutputError(#[from] io::Error);
+
+impl Diagnose for OutputError {
+    fn hint(&self) -> Option<String> {
+        self.0.hint()
+    }
+}
+
+impl From<Verbosity> for Printer {
+    fn from(verbosity: Verbosity) -> Self {
+        match verbosity {
+            Verbosity::Quiet => Self::Quiet,
+            Verbosity::Normal => Self::Normal,
+        }
+    }
+}
+
+impl From<Printer> for Verbosity {
+    fn from(printer: Printer) -> Self {
+        match printer {
+            Printer::Quiet => Self::Quiet,
+            Printer::Normal => Self::Normal,
+        }
+    }
+}
+
+impl Printer {
+    /// Prints data, with a line feed, to stdout. A reader that has seen enough (`| head`)
+    /// is no error.
+    pub fn data(self, text: &str) -> Result<(), OutputError> {
+        let mut stdout = anstream::stdout().lock();
+        match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Prints words for people, with a line feed, to stderr; nothing when quiet.
+    pub fn note(self, text: &str) {
+        if self == Self::Normal {
+            to_stderr(text);
+        }
+    }
+
+    /// Prints something that went well enough but that people should know.
+    pub fn warning(self, text: &str) {
+        self.note(&format!("{} {text}", "warning:".yellow().bold()));
+    }
+
+    /// Prints a table of data to stdout.
+    pub fn table<const N: usize>(
+        self,
+        header: [&str; N],
+        rows: &[[String; N]],
+    ) -> Result<(), OutputError> {
+        let mut table = comfy_table::Table::new();
+        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(header);
+        table.add_rows(rows);
+        self.data(&table.to_string())
+    }
+
+    /// A progress bar on stderr; invisible when quiet or where there is no terminal.
+    pub fn bar(self, length: u64, what: &str) -> ProgressBar {
+        let target = match self {
+            Self::Quiet => ProgressDrawTarget::hidden(),
+            Self::Normal => ProgressDrawTarget::stderr(),
+        };
+        let bar = ProgressBar::with_draw_target(Some(length), target);
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}");
+        bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+            .with_message(what.to_owned())
+    }
+
+    /// The word for it between the two programs.
+    pub fn verbosity(self) -> Verbosity {
+        self.into()
+    }
+
+    /// Prints a failure with its details, its causes and its hint, also when quiet.
+    pub fn failure(self, failure: &Failure) {
+        to_stderr(&render(failure));
+    }
+}
+
+/// The text of a failure, coloured, without a line feed at its end.
+fn render(failure: &Failure) -> String {
+    let mut text = format!("{} {failure}", "error:".red().bold());
+    for detail in failure.details() {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "\n  {}", detail.replace('\n', "\n  "));
+    }
+    let mut cause = failure.source();
+    while let Some(error) = cause {
+        let _ = write!(text, "\n  caused by: {error}");
+        cause = error.source();
+    }
+    if let Some(hint) = failure.hint() {
+        let _ = write!(text, "\n\n{} {hint}", "hint:".cyan().bold());
+    }
+    text
+}
+
+/// When even stderr is closed, there is nobody left to tell.
+fn to_stderr(text: &str) {
+    let _ = writeln!(anstream::stderr().lock(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the pot is empty")]
+    struct Empty(#[source] io::Error);
+
+    impl Diagnose for Empty {
+        fn hint(&self) -> Option<String> {
+            Some("fill it".to_owned())
+        }
+        fn details(&self) -> Vec<String> {
+            vec!["one\n  more".to_owned(), "two".to_owned()]
+        }
+    }
+
+    #[test]
+    fn a_failure_shows_details_causes_and_hint() {
+        let failure = Failure::from(Empty(io::Error::other("a leak")));
+        let plain = anstream::adapter::strip_str(&render(&failure)).to_string();
+        assert_eq!(
+            plain,
+            "error: the pot is empty\n  one\n    more\n  two\n  caused by: a leak\n\nhint: fill it"
+        );
+    }
+}

@@ -1,0 +1,170 @@
+//! What the words `TARGET` and `RUN` of the command line stand for.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::diagnose::{Diagnose, Failure};
+use crate::job::Target;
+use crate::recipe::lock::Lock;
+use crate::recipe::{self, Adapter, Dtype, Recipe};
+use crate::run::RunFolder;
+
+/// Largest `adapter_config.json` that is read, in bytes.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// A path that is not what a command needs.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TargetError {
+    #[error("there is no folder `{}`", path.display())]
+    NoFolder { path: PathBuf },
+    #[error("`{}` is neither a model, nor a run, nor an adapter", path.display())]
+    Unknown { path: PathBuf },
+    #[error("`{}` is not a run", path.display())]
+    NotARun { path: PathBuf },
+    #[error("the run `{}` is not finished", path.display())]
+    Unfinished { path: PathBuf },
+    #[error("`{}` is not the configuration of an adapter", path.display())]
+    AdapterConfig { path: PathBuf, source: io::Error },
+    #[error("the adapter `{}` is for the base `{}`, which is not here", path.display(), base.display())]
+    NoBase { path: PathBuf, base: PathBuf },
+}
+
+impl Diagnose for TargetError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::NoFolder { .. } => "check the path for a typing mistake".to_owned(),
+            Self::Unknown { .. } => "give a folder with `config.json` (a model), `recipe.lock` \
+                (a run) or `adapter_config.json` (an adapter)"
+                .to_owned(),
+            Self::NotARun { .. } => "give the folder that `heirloom train` wrote, such as \
+                `runs/quickstart`"
+                .to_owned(),
+            Self::Unfinished { .. } => "finish it with `heirloom train RECIPE --resume`".to_owned(),
+            Self::AdapterConfig { .. } => "export the adapter again".to_owned(),
+            Self::NoBase { base, .. } => {
+                format!("run the command where `{}` lies, or put the base there", base.display())
+            }
+        })
+    }
+}
+
+/// What a folder holds.
+#[derive(Debug)]
+pub(super) enum Resolved {
+    Base(PathBuf),
+    Adapter { base: PathBuf, adapter: PathBuf },
+    Run(Box<Run>),
+}
+
+/// A run folder with its papers.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) folder: RunFolder,
+    pub(super) recipe: Recipe,
+    pub(super) lock: Lock,
+}
+
+impl Resolved {
+    /// The model to run, in `dtype` or in its own precision.
+    pub(super) fn target(&self, dtype: Option<Dtype>) -> Target {
+        let own = match self {
+            Self::Run(run) => run.recipe.base.dtype,
+            _ => Dtype::default(),
+        };
+        let (base, adapter) = match self {
+            Self::Base(base) => (base.clone(), None),
+            Self::Adapter { base, adapter } => (base.clone(), Some(adapter.clone())),
+            Self::Run(run) => match run.recipe.adapter {
+                Adapter::Lora(_) => (run.recipe.base.model.clone(), Some(run.folder.adapter())),
+                Adapter::Full => (run.folder.model(), None),
+            },
+        };
+        Target { base, adapter, dtype: dtype.unwrap_or(own) }
+    }
+}
+
+/// Finds out what `path` is. A run must be finished, and its base must be the one that it
+/// was trained on.
+pub(super) fn resolve(path: &Path) -> Result<Resolved, Failure> {
+    if !path.is_dir() {
+        return Err(TargetError::NoFolder { path: path.to_owned() }.into());
+    }
+    if RunFolder::new(path).lock().is_file() {
+        return Ok(Resolved::Run(Box::new(finished(path)?)));
+    }
+    let config = path.join("adapter_config.json");
+    if config.is_file() {
+        return Ok(adapter(path, &config)?);
+    }
+    if path.join("config.json").is_file() {
+        return Ok(Resolved::Base(path.to_owned()));
+    }
+    Err(TargetError::Unknown { path: path.to_owned() }.into())
+}
+
+/// The finished run at `path`, with its base verified against its lock.
+pub(super) fn finished(path: &Path) -> Result<Run, Failure> {
+    let run = open(path)?;
+    if !run.is_trained() {
+        return Err(TargetError::Unfinished { path: path.to_owned() }.into());
+    }
+    run.lock.verify_base()?;
+    Ok(run)
+}
+
+/// The run at `path`, finished or not.
+pub(super) fn open(path: &Path) -> Result<Run, Failure> {
+    let folder = RunFolder::new(path);
+    if !folder.lock().is_file() || !folder.recipe().is_file() {
+        return Err(TargetError::NotARun { path: path.to_owned() }.into());
+    }
+    let lock = Lock::read(&folder.lock())?;
+    let recipe = recipe::read(&folder.recipe(), &[])?.recipe;
+    Ok(Run { folder, recipe, lock })
+}
+
+impl Run {
+    /// Whether training is complete.
+    pub(super) fn is_trained(&self) -> bool {
+        self.folder.summary().is_file()
+    }
+
+    /// Whether nothing is left to do: trained, and every suite measured.
+    pub(super) fn is_finished(&self) -> bool {
+        let mut suites = self.recipe.eval.suites.iter();
+        self.is_trained() && suites.all(|suite| self.folder.eval(suite).is_file())
+    }
+}
+
+/// What is read of `adapter_config.json`; the engine reads the rest.
+#[derive(Deserialize)]
+struct AdapterConfig {
+    base_model_name_or_path: PathBuf,
+}
+
+fn adapter(path: &Path, config: &Path) -> Result<Resolved, TargetError> {
+    let refuse = |source| TargetError::AdapterConfig { path: config.to_owned(), source };
+    let bytes = fs_err::metadata(config).map_err(refuse)?.len();
+    if bytes > MAX_CONFIG_BYTES {
+        return Err(refuse(io::Error::other(format!("it has {bytes} bytes"))));
+    }
+    let text = fs_err::read_to_string(config).map_err(refuse)?;
+    let config: AdapterConfig =
+        serde_json::from_str(&text).map_err(|error| refuse(error.into()))?;
+    let base = config.base_model_name_or_path;
+    if !base.is_dir() {
+        return Err(TargetError::NoBase { path: path.to_owned(), base });
+    }
+    Ok(Resolved::Adapter { base, adapter: path.to_owned() })
+}
+
+/// A count on the command line.
+pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
+    }
+}

@@ -1,0 +1,204 @@
+//! `heirloom train`.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use super::exit::ExitStatus;
+use super::printer::Printer;
+use super::target::{self, Run};
+use crate::diagnose::{Diagnose, Failure};
+use crate::job::{self, Job};
+use crate::recipe::lock::{Lock, LockedData};
+use crate::recipe::plan::{Plan, PlannedFile};
+use crate::recipe::{self, Literal};
+use crate::run::RunFolder;
+
+/// Where runs lie unless `--run` says something else.
+const RUNS: &str = "runs";
+
+/// Train what a recipe says.
+///
+/// Ctrl-C leaves a run that `--resume` goes on with, and so does everything else that can
+/// stop a program.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  heirloom train recipes/quickstart.yaml
+  heirloom train recipes/quickstart.yaml --resume
+  heirloom train recipes/quickstart.yaml --set train.seed=18 --run runs/quickstart-18")]
+pub(super) struct Arguments {
+    /// The recipe, a YAML file.
+    recipe: PathBuf,
+    /// Change a value of the recipe; may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Go on with a run that was stopped.
+    #[arg(long)]
+    resume: bool,
+    /// The run folder [default: runs/NAME, by the recipe's name]
+    #[arg(long, value_name = "DIR")]
+    run: Option<PathBuf>,
+}
+
+/// A run that cannot be begun or gone on with.
+#[derive(Debug, thiserror::Error)]
+enum TrainError {
+    #[error("the run `{}` is already there, and finished", run.display())]
+    Finished { run: PathBuf },
+    #[error("the run `{}` is already there, and not finished", run.display())]
+    Resumable { run: PathBuf },
+    #[error("`{}` is already there, and not a run", path.display())]
+    Occupied { path: PathBuf },
+    #[error("there is no run `{}` to resume", run.display())]
+    NothingToResume { run: PathBuf },
+    #[error("the recipe is not the one that the run `{}` was begun with", run.display())]
+    OtherRecipe { run: PathBuf, differences: Vec<String> },
+    #[error("{rows} rows of {} may be used no longer, or only now", files(.changes))]
+    OtherRows { rows: u64, changes: Vec<RowChange> },
+}
+
+/// A file of rows on which the gate's verdict is another than it was.
+#[derive(Debug)]
+struct RowChange {
+    path: PathBuf,
+    before: u64,
+    now: u64,
+}
+
+fn files(changes: &[RowChange]) -> String {
+    match changes {
+        [change] => format!("`{}`", change.path.display()),
+        _ => format!("{} files", changes.len()),
+    }
+}
+
+impl Diagnose for TrainError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Finished { run } => format!(
+                "export it with `heirloom export {} --to adapter -o DIR`, or train anew with \
+                 another `--run`",
+                run.display()
+            ),
+            Self::Resumable { .. } => {
+                "go on with `--resume`, or train anew with another `--run`".to_owned()
+            }
+            Self::Occupied { .. } => "choose another folder with `--run`".to_owned(),
+            Self::NothingToResume { .. } => "leave `--resume` out to begin it".to_owned(),
+            Self::OtherRecipe { .. } => {
+                "undo the changes to the recipe and give the same `--set`, or train anew with \
+                 another `--run`"
+                    .to_owned()
+            }
+            Self::OtherRows { .. } => {
+                "train anew with another `--run`: a run is one set of rows".to_owned()
+            }
+        })
+    }
+
+    fn details(&self) -> Vec<String> {
+        match self {
+            Self::OtherRecipe { differences, .. } => differences.clone(),
+            Self::OtherRows { changes, .. } => changes
+                .iter()
+                .map(|change| {
+                    let path = change.path.display();
+                    format!("{path}: {} rows when the run began, {} now", change.before, change.now)
+                })
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
+    let literal = recipe::read(&arguments.recipe, &arguments.sets)?;
+    let default = || Path::new(RUNS).join(&literal.recipe.name);
+    let path = arguments.run.clone().unwrap_or_else(default);
+    let run = RunFolder::new(&path);
+    // Before the long look at the inputs: nothing of it would be of use.
+    check_place(&run, arguments.resume)?;
+    // Also before it: a run that can never start should not leave a folder behind.
+    job::engine()?;
+    if arguments.resume {
+        resume(&literal, &path)?;
+    } else {
+        Plan::make(&literal, Timestamp::now())?.begin(&run)?;
+    }
+    Err(job::start(printer.into(), Job::Train { run: path }))
+}
+
+/// Refuses a place where this run cannot be.
+fn check_place(run: &RunFolder, resume: bool) -> Result<(), Failure> {
+    let path = run.path().to_owned();
+    if !run.lock().is_file() {
+        // An empty folder gives way to the run.
+        let empty = || fs_err::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none());
+        return Err(match resume {
+            true => TrainError::NothingToResume { run: path }.into(),
+            false if path.exists() && !empty() => TrainError::Occupied { path }.into(),
+            false => return Ok(()),
+        });
+    }
+    let finished = target::open(&path)?.is_finished();
+    match (finished, resume) {
+        (true, _) => Err(TrainError::Finished { run: path }.into()),
+        (false, false) => Err(TrainError::Resumable { run: path }.into()),
+        (false, true) => Ok(()),
+    }
+}
+
+/// Checks that a run may go on: the same recipe, the same inputs, and the same rows allowed
+/// now as when it began.
+fn resume(literal: &Literal, path: &Path) -> Result<(), Failure> {
+    let run = target::open(path)?;
+    same_recipe(literal, &run)?;
+    run.lock.verify()?;
+    let plan = Plan::make(literal, Timestamp::now())?;
+    same_rows(&run.lock, &plan)
+}
+
+fn same_recipe(literal: &Literal, run: &Run) -> Result<(), Failure> {
+    let same = literal.recipe == run.recipe;
+    if same && literal.sha256 == run.lock.recipe_sha256 {
+        return Ok(());
+    }
+    let before = recipe::write(&run.recipe)?;
+    let now = recipe::write(&literal.recipe)?;
+    let mut differences = differences(&before, &now);
+    if same {
+        differences.push("only its comments or its layout differ".to_owned());
+    }
+    Err(TrainError::OtherRecipe { run: run.folder.path().to_owned(), differences }.into())
+}
+
+/// Lines that only one of two texts has, first those of the first.
+fn differences(before: &str, now: &str) -> Vec<String> {
+    let only = |one: &str, other: &str, mark: &str| {
+        let lines = one.lines().filter(|line| !other.lines().any(|known| known == *line));
+        lines.map(|line| format!("{mark} {}", line.trim())).collect::<Vec<_>>()
+    };
+    [only(before, now, "-"), only(now, before, "+")].concat()
+}
+
+fn same_rows(lock: &Lock, plan: &Plan) -> Result<(), Failure> {
+    let differs = |(before, now): &(&LockedData, &PlannedFile)| {
+        before.used_sha256 != now.used_sha256 || before.file.path != now.path
+    };
+    let changed = lock.data.iter().zip(&plan.data).filter(differs);
+    let changes: Vec<RowChange> = changed
+        .map(|(before, now)| RowChange {
+            path: now.path.clone(),
+            before: before.rows.used,
+            now: now.rows.used,
+        })
+        .collect();
+    if changes.is_empty() && lock.data.len() == plan.data.len() {
+        return Ok(());
+    }
+    // The files are the same, so that only time can have moved rows across the gate, and
+    // time only takes away.
+    let rows = changes.iter().map(|change| change.before.abs_diff(change.now).max(1)).sum();
+    Err(TrainError::OtherRows { rows, changes }.into())
+}

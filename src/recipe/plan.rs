@@ -1,0 +1,349 @@
+//! A recipe and a look at everything it names: what a run will do, or all that stops it.
+//!
+//! Reads the base folder, the tokenizer and every row, and computes no tensor. Every problem
+//! of every input is collected and placed at the key that names the input.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use super::lock::{Lock, LockedData, LockedFile, Size, Split};
+use super::memory::Memory;
+use super::problem::{Fault, Problem, RecipeError, listed, most_alike};
+use super::{Adapter, Data, Literal, Recipe, Targets, is_tail};
+use crate::base::BaseFolder;
+use crate::dataset::chat::ChatEncoder;
+use crate::dataset::consent::{Ask, Counts};
+use crate::dataset::error::DatasetError;
+use crate::dataset::source::{self, SourceFile};
+use crate::dataset::stream::Spec;
+use crate::dataset::survey::{Survey, survey};
+use crate::diagnose::Failure;
+use crate::files::{FolderInProgress, sha256_of_file, write_atomically};
+use crate::run::RunFolder;
+
+/// Everything that is known about a run before it begins.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The recipe with its defaults.
+    pub recipe: Recipe,
+    /// SHA-256 of the recipe file as the user wrote it.
+    pub recipe_sha256: String,
+    /// Weights of base and adapter.
+    pub parameters: Parameters,
+    /// Estimated memory of the training process.
+    pub memory: Memory,
+    /// What is asked of every row.
+    pub ask: Ask,
+    /// Files of rows, in the order in which they are read.
+    pub data: Vec<PlannedFile>,
+    /// What training takes.
+    pub training: Size,
+    base_files: Vec<PathBuf>,
+}
+
+/// Numbers of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Parameters {
+    /// Weights that move.
+    pub trainable: u64,
+    /// Weights that stay.
+    pub frozen: u64,
+}
+
+/// A file of rows and the gate's verdict on it.
+#[derive(Clone, Debug)]
+pub struct PlannedFile {
+    /// Who reads it.
+    pub split: Split,
+    /// The file.
+    pub path: PathBuf,
+    /// Rows seen, used and left out.
+    pub rows: Counts,
+    /// See [`LockedData::used_sha256`].
+    pub used_sha256: String,
+}
+
+/// What `recipe` asks of rows when a run starts at `now`.
+pub fn ask(data: &Data, now: Timestamp) -> Ask {
+    Ask {
+        purpose: data.purpose.clone(),
+        processing: data.processing.clone(),
+        at: now,
+        until: hours_after(now, data.max_hours),
+    }
+}
+
+/// An instant so many hours later, or the last instant there is.
+pub fn hours_after(now: Timestamp, hours: u32) -> Timestamp {
+    now.saturating_add(SignedDuration::from_hours(i64::from(hours))).unwrap_or(Timestamp::MAX)
+}
+
+impl Plan {
+    /// Looks at everything that a recipe names, for a run that starts at `now`.
+    pub fn make(literal: &Literal, now: Timestamp) -> Result<Self, RecipeError> {
+        let mut looking = Looking { literal, problems: Vec::new() };
+        let base = looking.base();
+        let trainable = base.as_ref().and_then(|base| looking.trainable(base));
+        let encoder = looking.encoder(base.as_ref());
+        let ask = ask(&literal.recipe.data, now);
+        let survey = looking.rows(encoder.map(|encoder| encoder.with_clock(now)), &ask);
+        let (Some(base), Some(trainable), Some(survey), true) =
+            (base, trainable, survey, looking.problems.is_empty())
+        else {
+            let mut problems = looking.problems;
+            problems.sort_by(|one, other| one.place.cmp(&other.place));
+            return Err(RecipeError::Problems { path: literal.path().to_owned(), problems });
+        };
+        let recipe = literal.recipe.clone();
+        let total = base.config.parameter_count();
+        let frozen = match recipe.adapter {
+            Adapter::Lora(_) => total,
+            Adapter::Full => 0,
+        };
+        let memory = Memory::estimate(&recipe, &base.config, total, trainable);
+        let files = survey.files.into_iter();
+        Ok(Self {
+            recipe,
+            recipe_sha256: literal.sha256.clone(),
+            parameters: Parameters { trainable, frozen },
+            memory,
+            ask,
+            data: files
+                .map(|file| PlannedFile {
+                    split: file.file.split,
+                    path: file.file.path,
+                    rows: file.rows,
+                    used_sha256: file.used_sha256,
+                })
+                .collect(),
+            training: survey.size,
+            base_files: base.files(),
+        })
+    }
+
+    /// Rows of one kind of split, added up.
+    pub fn rows(&self, belongs: impl Fn(&Split) -> bool) -> Counts {
+        let mut sum = Counts::default();
+        for file in self.data.iter().filter(|file| belongs(&file.split)) {
+            sum.add(&file.rows);
+        }
+        sum
+    }
+
+    /// Digests every input.
+    pub fn lock(&self) -> io::Result<Lock> {
+        let base = self.base_files.iter().map(|path| pin(path)).collect::<io::Result<_>>()?;
+        let mut pinned = BTreeMap::new();
+        let mut data = Vec::new();
+        for planned in &self.data {
+            // A file may serve several splits; once is enough to digest it.
+            if !pinned.contains_key(&planned.path) {
+                pinned.insert(planned.path.clone(), pin(&planned.path)?);
+            }
+            data.extend(pinned.get(&planned.path).map(|file| LockedData {
+                split: planned.split.clone(),
+                file: file.clone(),
+                rows: planned.rows.clone(),
+                used_sha256: planned.used_sha256.clone(),
+            }));
+        }
+        Ok(Lock {
+            heirloom: crate::VERSION.to_owned(),
+            created: self.ask.at,
+            recipe_sha256: self.recipe_sha256.clone(),
+            base,
+            data,
+            ask: self.ask.clone(),
+            training: self.training.clone(),
+        })
+    }
+
+    /// Makes the run folder, complete or not at all: resolved recipe, lock, consent report.
+    pub fn begin(&self, run: &RunFolder) -> Result<(), Failure> {
+        let lock = json(&self.lock()?)?;
+        let report = json(&ConsentReport::new(self))?;
+        let recipe = super::write(&self.recipe)?;
+        let folder = FolderInProgress::beside(run.path())?;
+        let beginning = RunFolder::new(folder.path());
+        write_atomically(&beginning.recipe(), recipe.as_bytes())?;
+        write_atomically(&beginning.lock(), lock.as_bytes())?;
+        write_atomically(&beginning.consent_report(), report.as_bytes())?;
+        Ok(folder.finish(false)?)
+    }
+}
+
+fn pin(path: &Path) -> io::Result<LockedFile> {
+    let bytes = fs_err::metadata(path)?.len();
+    Ok(LockedFile { path: path.to_owned(), bytes, sha256: sha256_of_file(path)? })
+}
+
+fn json(value: &impl Serialize) -> Result<String, Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(super::WriteError::Json)?;
+    Ok(text + "\n")
+}
+
+/// Contents of `consent_report.json`: which rows may be used, and why not the others.
+#[derive(Debug, Serialize)]
+struct ConsentReport<'a> {
+    heirloom: &'static str,
+    ask: &'a Ask,
+    /// Over all files.
+    #[serde(flatten)]
+    rows: Counts,
+    files: Vec<ReportedFile<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct ReportedFile<'a> {
+    split: &'a Split,
+    path: &'a Path,
+    #[serde(flatten)]
+    rows: &'a Counts,
+}
+
+impl<'a> ConsentReport<'a> {
+    fn new(plan: &'a Plan) -> Self {
+        let file = |file: &'a PlannedFile| ReportedFile {
+            split: &file.split,
+            path: &file.path,
+            rows: &file.rows,
+        };
+        Self {
+            heirloom: crate::VERSION,
+            ask: &plan.ask,
+            rows: plan.rows(|_| true),
+            files: plan.data.iter().map(file).collect(),
+        }
+    }
+}
+
+/// Looks at one input after the other, whatever is wrong with those before.
+struct Looking<'a> {
+    literal: &'a Literal,
+    problems: Vec<Problem>,
+}
+
+impl Looking<'_> {
+    /// The value, or a problem at `key`.
+    fn take<T>(&mut self, key: &str, result: Result<T, impl Into<Failure>>) -> Option<T> {
+        result.map_err(|error| self.report(key, Fault::Input { cause: error.into() })).ok()
+    }
+
+    fn report(&mut self, key: &str, fault: Fault) {
+        self.problems.push(self.literal.problem(key, fault));
+    }
+
+    fn rule(&mut self, key: &str, what: String, hint: String) {
+        self.report(key, Fault::Rule { key: key.to_owned(), what, hint });
+    }
+
+    fn base(&mut self) -> Option<BaseFolder> {
+        let recipe = &self.literal.recipe;
+        let opened = BaseFolder::open(&recipe.base.model, recipe.base.from_scratch);
+        let base = self.take("base.model", opened)?;
+        let (window, positions) =
+            (recipe.data.sequence_length, base.config.max_position_embeddings);
+        if window > positions {
+            self.rule(
+                "data.sequence_length",
+                format!("is {window}, more than the {positions} positions of the base"),
+                format!("write {positions} or less"),
+            );
+        }
+        Some(base)
+    }
+
+    /// How many weights are trained.
+    fn trainable(&mut self, base: &BaseFolder) -> Option<u64> {
+        let Adapter::Lora(lora) = &self.literal.recipe.adapter else {
+            return Some(base.config.parameter_count());
+        };
+        let layers = base.config.linear_layers();
+        if let Targets::Modules(names) = &lora.targets {
+            for (index, name) in names.iter().enumerate() {
+                if layers.iter().any(|layer| is_tail(&layer.name, name)) {
+                    continue;
+                }
+                let lasts = layers.iter().filter_map(|layer| layer.name.rsplit('.').next());
+                let hint = match most_alike(name, lasts.clone()) {
+                    Some(alike) => format!("did you mean `{alike}`?"),
+                    None => {
+                        let lasts: BTreeSet<&str> = lasts.collect();
+                        format!("the base has {}", listed(lasts.into_iter()))
+                    }
+                };
+                let what = format!("names `{name}`, which is no linear layer of the base");
+                self.rule(&format!("adapter.lora.targets[{index}]"), what, hint);
+            }
+        }
+        let chosen = layers.iter().filter(|layer| lora.targets.choose(&layer.name));
+        let sizes = chosen.map(|layer| (layer.in_features + layer.out_features) as u64);
+        Some(sizes.sum::<u64>() * u64::from(lora.rank))
+    }
+
+    fn encoder(&mut self, base: Option<&BaseFolder>) -> Option<ChatEncoder> {
+        // Without its folder, everything about the tokenizer would be the same problem again.
+        let base = base?;
+        let encoder = self.take("base.model", ChatEncoder::open(base.folder()))?;
+        self.take("base.model", base.fits_tokenizer(encoder.vocab_size()))?;
+        Some(encoder)
+    }
+
+    /// Every file of every split, and what is in them.
+    fn rows(&mut self, encoder: Option<ChatEncoder>, ask: &Ask) -> Option<Survey> {
+        let recipe = &self.literal.recipe;
+        let files = self.files();
+        // One file that cannot be read would only be found again, and without its key.
+        let readable =
+            files.iter().filter(|(path, key)| self.take(key, SourceFile::open(path)).is_some());
+        if readable.count() < files.len() {
+            return None;
+        }
+        let encoder = encoder?;
+        let spec = self.take("data", Spec::new(recipe, ask.clone()))?;
+        match survey(&spec, &encoder) {
+            Ok(survey) => Some(survey),
+            Err(error) => {
+                let key = key_of(&error, &files);
+                self.take(&key, Err(error))
+            }
+        }
+    }
+
+    /// Every file of every split, with the key that names it.
+    fn files(&mut self) -> Vec<(PathBuf, String)> {
+        let data = &self.literal.recipe.data;
+        let lists: [(&str, Vec<&String>); 3] = [
+            ("train", data.train.iter().map(|source| &source.path).collect()),
+            ("validation", data.validation.iter().map(|source| &source.path).collect()),
+            ("test", data.test.iter().map(|suite| &suite.path).collect()),
+        ];
+        let mut files = Vec::new();
+        for (list, patterns) in lists {
+            for (index, pattern) in patterns.into_iter().enumerate() {
+                let key = format!("data.{list}[{index}].path");
+                let found = self.take(&key, source::resolve(pattern)).unwrap_or_default();
+                files.extend(found.into_iter().map(|path| (path, key.clone())));
+            }
+        }
+        files
+    }
+}
+
+/// The key to point at for something wrong with the rows.
+fn key_of(error: &DatasetError, files: &[(PathBuf, String)]) -> String {
+    let found = match error {
+        DatasetError::Row { path, .. } | DatasetError::Overlong { path, .. } => {
+            files.iter().find(|(known, _)| known == path).map(|(_, key)| key.clone())
+        }
+        DatasetError::AllOverlong { .. } => Some("data.sequence_length".to_owned()),
+        // Names the key between backticks.
+        DatasetError::NoRowLeft { split, .. } => split.split('`').nth(1).map(str::to_owned),
+        _ => None,
+    };
+    found.unwrap_or_else(|| "data".to_owned())
+}

@@ -1,0 +1,263 @@
+//! Tests of reading: what is found, where, and in which words.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::super::problem::RecipeError;
+use super::super::*;
+use super::{Literal, parse};
+
+const GOOD: &str = "\
+heirloom: 1
+name: small
+base: { model: base }
+adapter:
+  lora: { rank: 4, alpha: 8 }
+data:
+  purpose: [dpv:ServiceProvision]
+  train: [{ path: train.parquet, format: chat }]
+  test: [{ name: held-out, path: test.parquet, format: chat }]
+  sequence_length: 128
+train:
+  epochs: 1
+  tokens_per_step: 256
+  optimizer: { adamw: { lr: 1e-3 } }
+  seed: 1
+eval:
+  suites: [held-out]
+  gates: [{ metric: held-out/exact_match, at_least: 0.5 }]
+";
+
+fn good(sets: &[&str]) -> Result<Literal, RecipeError> {
+    read_text(GOOD, sets)
+}
+
+fn read_text(text: &str, sets: &[&str]) -> Result<Literal, RecipeError> {
+    let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+    parse(Path::new("r.yaml"), text, &sets)
+}
+
+/// Every problem, one a line, with its hint.
+fn problems(result: Result<Literal, RecipeError>) -> Vec<String> {
+    match result.unwrap_err() {
+        RecipeError::Problems { problems, .. } => problems
+            .iter()
+            .map(|problem| format!("{problem} | {}", problem.fault.hint().unwrap_or_default()))
+            .collect(),
+        other => panic!("{other}"),
+    }
+}
+
+/// The one problem of the good recipe after one change.
+fn problem_of(set: &str) -> String {
+    let found = problems(good(&[set]));
+    assert_eq!(found.len(), 1, "{found:?}");
+    let at_the_option = found[0].strip_prefix(&format!("--set {set}: "));
+    // A condition of a gate is wrong together with those in the file.
+    let in_the_file = || found[0].strip_prefix("r.yaml:18:11: ");
+    at_the_option.or_else(in_the_file).unwrap_or_else(|| panic!("{found:?}")).to_owned()
+}
+
+#[test]
+fn a_good_recipe_is_read_with_its_defaults() {
+    let literal = good(&[]).unwrap();
+    let recipe = &literal.recipe;
+    assert_eq!(recipe.base.dtype, Dtype::Float32);
+    assert_eq!(recipe.data.processing, [DEFAULT_PROCESSING]);
+    assert_eq!(recipe.train.clip_grad_norm, 1.0);
+    assert_eq!(
+        recipe.train.optimizer,
+        Optimizer::Adamw(Adamw { lr: 1e-3, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0 })
+    );
+    assert_eq!(literal.sha256, crate::files::sha256_of_bytes(GOOD.as_bytes()));
+}
+
+#[test]
+fn a_key_is_located_at_its_value_or_at_the_nearest_key_above() {
+    let literal = good(&[]).unwrap();
+    let at = |key: &str| match literal.locate(key) {
+        problem::Place::File { line, column } => (line, column),
+        place => panic!("{place:?}"),
+    };
+    assert_eq!(at("data.train[0].path"), (8, 19));
+    assert_eq!(at("adapter.lora.targets"), (5, 3));
+    assert_eq!(at("train.schedule.cosine.warmup_ratio"), (11, 1));
+    assert_eq!(at("nowhere"), (1, 1));
+}
+
+#[test]
+fn every_problem_is_found_in_one_reading() {
+    let text = "\
+heirloom: 1
+name: small
+base:
+  modle: base
+  dtype: bfloat61
+adapter:
+  loar: { rank: 4 }
+data:
+  purpose: ServiceProvision
+  train:
+    - { path: [a], format: chat }
+    - { path: b }
+  sequence_length: 128
+train:
+  epochs: many
+  tokens_per_step: -5
+  tokens_per_step: 256
+  optimizer: { adamw: { lr: .inf, betas: [0.9] } }
+  seed: 1
+  shedule: { cosine: {} }
+";
+    assert_eq!(
+        problems(read_text(text, &[])),
+        [
+            "r.yaml:4:3: unknown key `base.modle` | did you mean `model`?",
+            "r.yaml:5:10: `base.dtype` cannot be `bfloat61` | did you mean `bfloat16`?",
+            "r.yaml:7:3: `adapter` cannot be `loar` | did you mean `lora`?",
+            "r.yaml:9:12: `data.purpose` must be a list (`[a, b]`), found `ServiceProvision` | \
+             write, for example, `purpose: [dpv:ServiceProvision]`",
+            "r.yaml:11:9: `data.train[0].path` must be text, found a list | \
+             write, for example, `path: data/catalogue/train-*.parquet`",
+            "r.yaml:12:7: `data.train[1].format` is missing | add `format: chat`",
+            "r.yaml:15:11: `train.epochs` must be a whole number from 0 up, found `many` | \
+             write, for example, `epochs: 3`",
+            "r.yaml:16:20: `train.tokens_per_step` must be a whole number from 0 up, found `-5` | \
+             write, for example, `tokens_per_step: 4096`",
+            "r.yaml:17:3: `train.tokens_per_step` stands twice | keep one of the two",
+            "r.yaml:18:29: `train.optimizer.adamw.lr` must be a number, found `.inf` | \
+             write, for example, `lr: 2.0e-4`",
+            "r.yaml:18:35: `train.optimizer.adamw.betas` must be a list of 2 values, found 1 | \
+             write, for example, `betas: [0.9, 0.999]`",
+            "r.yaml:20:3: unknown key `train.shedule` | did you mean `schedule`?",
+        ]
+    );
+}
+
+#[test]
+fn each_rule_refuses_what_it_should() {
+    for (set, expected) in [
+        ("heirloom=2", "`heirloom` is 2, and this version reads format 1"),
+        ("name=../etc", "`name` cannot be the name of a file"),
+        ("name=.hidden", "`name` cannot be the name of a file"),
+        ("base.from_scratch=true", "`base.from_scratch` draws new weights"),
+        ("adapter.lora.rank=0", "`adapter.lora.rank` must be at least 1"),
+        ("adapter.lora.alpha=0", "`adapter.lora.alpha` must be greater than 0"),
+        ("adapter.lora.dropout=1", "`adapter.lora.dropout` must be at least 0 and less than 1"),
+        ("adapter.lora.targets=[]", "`adapter.lora.targets` is empty"),
+        ("adapter.lora.targets=all-liner", "`adapter.lora.targets` must be `all-linear` or a list"),
+        ("data.purpose=[]", "`data.purpose` is empty"),
+        ("data.purpose=[Research]", "`data.purpose[0]` is not a term"),
+        ("data.processing=['ai:']", "`data.processing[0]` is not a term"),
+        ("data.max_hours=0", "`data.max_hours` must be at least 1"),
+        ("data.train=[]", "`data.train` is empty"),
+        ("data.test.0.max_new_tokens=0", "`data.test[0].max_new_tokens` must be at least 1"),
+        ("train.epochs=0", "`train.epochs` must be at least 1"),
+        ("train.max_steps=0", "`train.max_steps` must be at least 1"),
+        ("train.tokens_per_step=100", "`train.tokens_per_step` is 100, not a multiple"),
+        ("train.tokens_per_step=300", "`train.tokens_per_step` is 300, not a multiple"),
+        ("train.micro_batch_tokens=64", "`train.micro_batch_tokens` is 64, less than one window"),
+        ("train.clip_grad_norm=-1", "`train.clip_grad_norm` must not be negative"),
+        ("train.optimizer.adamw.lr=0", "`train.optimizer.adamw.lr` must be greater than 0"),
+        ("train.optimizer.adamw.betas=[1, 0]", "`train.optimizer.adamw.betas[0]` must be at least"),
+        ("train.schedule={cosine: {warmup_ratio: 2}}", "`train.schedule.cosine.warmup_ratio` must"),
+        ("eval.suites.0=held-on", "`eval.suites[0]` names `held-on`"),
+        ("eval.gates.0.metric=held-out/accuracy", "`eval.gates[0].metric` asks for `accuracy`"),
+        ("eval.gates.0.metric=exact_match", "`eval.gates[0].metric` is not of the form"),
+        ("eval.gates.0.at_most=1", "`eval.gates[0]` needs one condition"),
+        ("train.epoch=3", "unknown key `train.epoch` | did you mean `epochs`?"),
+        ("train.seed=99999999999999999999", "`train.seed` must be at most 18446744073709551615"),
+    ] {
+        // A suite that is not there has a gate that is about it, too.
+        if set.starts_with("eval.suites") {
+            assert!(problems(good(&[set]))[1].contains(expected), "{set}");
+            continue;
+        }
+        let found = problem_of(set);
+        assert!(found.starts_with(expected), "{set}: {found}");
+    }
+    assert!(problem_of("train.tokens_per_step=300").ends_with("| write 256"));
+    assert!(problem_of("data.sequence_length=4").contains("at least 8"));
+}
+
+#[test]
+fn a_missing_suite_name_is_taken_twice_only_by_mistake() {
+    let twice = "data.test=[{name: held-out, path: a, format: chat}, \
+                 {name: held-out, path: b, format: chat}]";
+    assert!(problem_of(twice).starts_with("`data.test[1].name` is `held-out`, like another"));
+}
+
+#[test]
+fn overrides_reach_lists_and_make_what_is_missing() {
+    let literal = good(&[
+        "data.train.0.path=other.parquet",
+        "train.schedule.constant.warmup_ratio=0.5",
+        "train.micro_batch_tokens=128",
+        "name=2024",
+    ]);
+    let recipe = literal.unwrap().recipe;
+    assert_eq!(recipe.data.train[0].path, "other.parquet");
+    assert_eq!(recipe.train.schedule, Schedule::Constant(Constant { warmup_ratio: 0.5 }));
+    assert_eq!(recipe.train.micro_batch_tokens, Some(128));
+    assert_eq!(recipe.name, "2024");
+}
+
+#[test]
+fn overrides_that_cannot_be_applied_say_why() {
+    for (set, expected) in [
+        ("epochs", "this is not `key=value`"),
+        ("=3", "this is not `key=value`"),
+        ("data.train.3.path=x", "`data.train` is a list of 1; `3` is not one of 0 to 0"),
+        ("name.x=3", "`name` has no keys"),
+        ("train.seed=[1", "this is not YAML"),
+    ] {
+        assert!(problem_of(set).starts_with(expected), "{set}: {}", problem_of(set));
+    }
+}
+
+#[test]
+fn text_that_is_no_recipe_is_refused() {
+    let first = |text: &str| problems(read_text(text, &[])).remove(0);
+    assert!(first("").starts_with("r.yaml:1:1: there is nothing in this file"));
+    assert!(first("# only a comment\n").contains("there is nothing in this file"));
+    assert!(first("[1, 2]").starts_with("r.yaml:1:1: `the recipe` must be a mapping"));
+    assert!(first("a: 1\n---\nb: 2\n").contains("a second YAML document begins here"));
+    assert!(first("a.b[0]: 1").contains("unknown key `a.b[0]`"));
+}
+
+#[test]
+fn a_written_recipe_reads_back_as_itself() {
+    let recipe = good(&["train.optimizer.adamw.lr=2.0e-4", "name=on"]).unwrap().recipe;
+    let text = write(&recipe).unwrap();
+    assert_eq!(read_text(&text, &[]).unwrap().recipe, recipe, "{text}");
+    for set in ["adapter=full", "adapter.lora.targets=[q_proj, v_proj]"] {
+        let recipe = good(&[set]).unwrap().recipe;
+        assert_eq!(read_text(&write(&recipe).unwrap(), &[]).unwrap().recipe, recipe);
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_number_survives_writing(lr in 1e-300..1e300f64, seed: u64, path in "[ -~]{1,40}") {
+        let mut recipe = good(&[]).unwrap().recipe;
+        let Optimizer::Adamw(adamw) = &mut recipe.train.optimizer;
+        adamw.lr = lr;
+        recipe.train.seed = seed;
+        recipe.data.train[0].path = path;
+        let text = write(&recipe).unwrap();
+        prop_assert_eq!(read_text(&text, &[]).unwrap().recipe, recipe);
+    }
+
+    #[test]
+    fn no_text_makes_the_reader_panic(text in "[ -~\n]{0,200}") {
+        let _ = read_text(&text, &[]);
+    }
+
+    #[test]
+    fn no_change_to_a_recipe_makes_the_reader_panic(at in 0..GOOD.len(), with in "[ -~\n]{0,4}") {
+        let mut text = GOOD.to_owned();
+        text.replace_range(at..(at + with.len()).min(GOOD.len()), &with);
+        let _ = read_text(&text, &[]);
+    }
+}

@@ -1,0 +1,307 @@
+//! What a recipe must keep to that its types cannot say, and that needs no input to be read.
+
+use std::collections::BTreeSet;
+
+use super::problem::{Fault, listed, most_alike};
+use super::{Adapter, FORMAT, Gate, Lora, Optimizer, Recipe, Schedule, Targets};
+
+/// Longest name of a run or a suite: both become names of files.
+const MAX_NAME: usize = 100;
+
+/// Shortest window that can hold a question and an answer.
+const MIN_SEQUENCE_LENGTH: usize = 8;
+
+/// Metrics that a gate can ask for.
+pub(super) const METRICS: [&str; 2] = ["exact_match", "loss"];
+
+/// Checks `recipe`; says nothing about values at `holes`, which are reported already.
+pub(super) fn check(recipe: &Recipe, holes: &[String]) -> Vec<(String, Fault)> {
+    let mut check = Check { holes, faults: Vec::new() };
+    check.head(recipe);
+    if let Adapter::Lora(lora) = &recipe.adapter {
+        check.lora(lora);
+    }
+    check.data(recipe);
+    check.suites(recipe);
+    check.steps(recipe);
+    check.optimizer(recipe);
+    check.schedule(recipe);
+    for (index, suite) in recipe.eval.suites.iter().enumerate() {
+        check.suite_reference(recipe, index, suite);
+    }
+    for (index, gate) in recipe.eval.gates.iter().enumerate() {
+        check.gate(recipe, &format!("eval.gates[{index}]"), gate);
+    }
+    check.faults
+}
+
+struct Check<'a> {
+    holes: &'a [String],
+    faults: Vec<(String, Fault)>,
+}
+
+impl Check<'_> {
+    /// Whether the value at `key` is what the user wrote, or a default.
+    fn means_something(&self, key: &str) -> bool {
+        !self.holes.iter().any(|hole| {
+            key.strip_prefix(hole.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        })
+    }
+
+    /// Reports the value at `key` unless `holds`.
+    fn rule(&mut self, holds: bool, key: &str, what: impl Into<String>, hint: impl Into<String>) {
+        if !holds && self.means_something(key) {
+            let fault = Fault::Rule { key: key.to_owned(), what: what.into(), hint: hint.into() };
+            self.faults.push((key.to_owned(), fault));
+        }
+    }
+
+    fn positive(&mut self, value: f64, key: &str, example: &str) {
+        self.rule(
+            value > 0.0,
+            key,
+            "must be greater than 0",
+            format!("write, for example, {example}"),
+        );
+    }
+
+    fn not_negative(&mut self, value: f64, key: &str) {
+        self.rule(value >= 0.0, key, "must not be negative", "write 0 or more");
+    }
+
+    fn share(&mut self, value: f64, key: &str) {
+        let within = (0.0..=1.0).contains(&value);
+        self.rule(within, key, "must lie between 0 and 1", "write a share, such as 0.03 for 3 %");
+    }
+
+    fn at_least_one(&mut self, value: u64, key: &str) {
+        self.rule(value >= 1, key, "must be at least 1", "write 1 or more");
+    }
+
+    fn name(&mut self, name: &str, key: &str) {
+        let safe = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let holds = name.chars().all(safe)
+            && !name.starts_with(['.', '-'])
+            && (1..=MAX_NAME).contains(&name.len());
+        self.rule(
+            holds,
+            key,
+            "cannot be the name of a file",
+            "use letters, digits, `.`, `_` and `-`, with a letter or digit first",
+        );
+    }
+
+    fn head(&mut self, recipe: &Recipe) {
+        self.rule(
+            recipe.heirloom == FORMAT,
+            "heirloom",
+            format!("is {}, and this version reads format {FORMAT}", recipe.heirloom),
+            format!("write `heirloom: {FORMAT}`, or use the version that wrote this recipe"),
+        );
+        self.name(&recipe.name, "name");
+        self.rule(
+            !recipe.base.model.as_os_str().is_empty(),
+            "base.model",
+            "is empty",
+            "name the folder of a base model",
+        );
+        self.rule(
+            !recipe.base.from_scratch || matches!(recipe.adapter, Adapter::Full),
+            "base.from_scratch",
+            "draws new weights, over which an adapter is of no use to anyone",
+            "write `adapter: full`, or leave `from_scratch` out",
+        );
+    }
+
+    fn lora(&mut self, lora: &Lora) {
+        self.at_least_one(u64::from(lora.rank), "adapter.lora.rank");
+        self.positive(lora.alpha, "adapter.lora.alpha", "32");
+        self.rule(
+            (0.0..1.0).contains(&lora.dropout),
+            "adapter.lora.dropout",
+            "must be at least 0 and less than 1",
+            "write, for example, 0.05, or leave it out",
+        );
+        if let Targets::Modules(names) = &lora.targets {
+            self.rule(
+                !names.is_empty(),
+                "adapter.lora.targets",
+                "is empty",
+                "write `all-linear` or names such as `[q_proj, v_proj]`",
+            );
+        }
+    }
+
+    fn data(&mut self, recipe: &Recipe) {
+        let data = &recipe.data;
+        for (key, terms, example) in [
+            ("data.purpose", &data.purpose, "dpv:ServiceProvision"),
+            ("data.processing", &data.processing, "ai:ModelFineTuning"),
+        ] {
+            self.rule(!terms.is_empty(), key, "is empty", format!("write `[{example}]`"));
+            for (index, term) in terms.iter().enumerate() {
+                self.rule(
+                    is_curie(term),
+                    &format!("{key}[{index}]"),
+                    "is not a term of the form `prefix:Term`",
+                    format!("write a term of the Data Privacy Vocabulary, such as `{example}`"),
+                );
+            }
+        }
+        self.at_least_one(u64::from(data.max_hours), "data.max_hours");
+        self.rule(
+            !data.train.is_empty(),
+            "data.train",
+            "is empty",
+            "add `- { path: FILE.parquet, format: chat }`",
+        );
+        self.rule(
+            data.sequence_length >= MIN_SEQUENCE_LENGTH,
+            "data.sequence_length",
+            format!("must be at least {MIN_SEQUENCE_LENGTH}"),
+            "write, for example, 512",
+        );
+    }
+
+    fn suites(&mut self, recipe: &Recipe) {
+        let mut seen = BTreeSet::new();
+        for (index, suite) in recipe.data.test.iter().enumerate() {
+            let key = format!("data.test[{index}]");
+            let name = format!("{key}.name");
+            self.name(&suite.name, &name);
+            self.rule(
+                seen.insert(&suite.name),
+                &name,
+                format!("is `{}`, like another suite before it", suite.name),
+                "give each suite its own name",
+            );
+            self.at_least_one(suite.max_new_tokens as u64, &format!("{key}.max_new_tokens"));
+        }
+    }
+
+    fn steps(&mut self, recipe: &Recipe) {
+        let (train, window) = (&recipe.train, recipe.data.sequence_length);
+        self.at_least_one(u64::from(train.epochs), "train.epochs");
+        if let Some(steps) = train.max_steps {
+            self.at_least_one(steps, "train.max_steps");
+        }
+        self.not_negative(train.clip_grad_norm, "train.clip_grad_norm");
+        self.at_least_one(train.keep_checkpoints as u64, "train.keep_checkpoints");
+        if window == 0 || !self.means_something("data.sequence_length") {
+            return;
+        }
+        let step = train.tokens_per_step;
+        self.rule(
+            step >= window && step.is_multiple_of(window),
+            "train.tokens_per_step",
+            format!("is {step}, not a multiple of `data.sequence_length` ({window})"),
+            format!("write {}", nearest_multiple(step, window)),
+        );
+        let micro = train.micro_batch_tokens.unwrap_or(window);
+        self.rule(
+            micro >= window,
+            "train.micro_batch_tokens",
+            format!("is {micro}, less than one window of `data.sequence_length` ({window})"),
+            format!("write {window} or more, or leave it out"),
+        );
+    }
+
+    fn optimizer(&mut self, recipe: &Recipe) {
+        let Optimizer::Adamw(adamw) = &recipe.train.optimizer;
+        let key = "train.optimizer.adamw";
+        self.positive(adamw.lr, &format!("{key}.lr"), "2.0e-4");
+        self.positive(adamw.eps, &format!("{key}.eps"), "1.0e-8");
+        self.not_negative(adamw.weight_decay, &format!("{key}.weight_decay"));
+        let (first, second) = adamw.betas;
+        for (index, beta) in [first, second].into_iter().enumerate() {
+            self.rule(
+                (0.0..1.0).contains(&beta),
+                &format!("{key}.betas[{index}]"),
+                "must be at least 0 and less than 1",
+                "write `betas: [0.9, 0.999]`, or leave it out",
+            );
+        }
+    }
+
+    fn schedule(&mut self, recipe: &Recipe) {
+        match &recipe.train.schedule {
+            Schedule::Cosine(cosine) => {
+                self.share(cosine.warmup_ratio, "train.schedule.cosine.warmup_ratio");
+                self.share(cosine.min_lr_ratio, "train.schedule.cosine.min_lr_ratio");
+            }
+            Schedule::Constant(constant) => {
+                self.share(constant.warmup_ratio, "train.schedule.constant.warmup_ratio");
+            }
+        }
+    }
+
+    fn suite_reference(&mut self, recipe: &Recipe, index: usize, suite: &str) {
+        let known = || recipe.data.test.iter().map(|suite| suite.name.as_str());
+        if !self.means_something("data.test") {
+            return;
+        }
+        let hint = match most_alike(suite, known()) {
+            Some(alike) => format!("did you mean `{alike}`?"),
+            None if recipe.data.test.is_empty() => {
+                format!("add `data.test: [{{ name: {suite}, path: FILE.parquet, format: chat }}]`")
+            }
+            None => format!("`data.test` has {}", listed(known())),
+        };
+        self.rule(
+            known().any(|name| name == suite),
+            &format!("eval.suites[{index}]"),
+            format!("names `{suite}`, which is not in `data.test`"),
+            hint,
+        );
+    }
+
+    fn gate(&mut self, recipe: &Recipe, key: &str, gate: &Gate) {
+        let metric = format!("{key}.metric");
+        match gate.metric.split_once('/') {
+            Some((suite, name)) => {
+                let suites = || recipe.eval.suites.iter().map(String::as_str);
+                let hint = match most_alike(suite, suites()) {
+                    Some(alike) => format!("did you mean `{alike}/{name}`?"),
+                    None => format!("add `{suite}` to `eval.suites`"),
+                };
+                let measured = suites().any(|measured| measured == suite);
+                let what = format!("is about `{suite}`, which is not in `eval.suites`");
+                self.rule(measured || !self.means_something("eval.suites"), &metric, what, hint);
+                self.rule(
+                    METRICS.contains(&name),
+                    &metric,
+                    format!("asks for `{name}`, which is not measured"),
+                    super::problem::offer(name, METRICS.into_iter()),
+                );
+            }
+            None => self.rule(
+                false,
+                &metric,
+                "is not of the form `SUITE/METRIC`",
+                "write, for example, `catalogue/exact_match`",
+            ),
+        }
+        let conditions = [gate.at_least_baseline, gate.at_least.is_some(), gate.at_most.is_some()];
+        self.rule(
+            conditions.into_iter().filter(|given| *given).count() == 1,
+            key,
+            "needs one condition, no more and no less",
+            "write one of `at_least_baseline: true`, `at_least: NUMBER` and `at_most: NUMBER`",
+        );
+    }
+}
+
+/// Whether a term is `prefix:Term`, a compact form of an address in a vocabulary.
+fn is_curie(term: &str) -> bool {
+    let word = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphabetic())
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
+    };
+    term.split_once(':').is_some_and(|(prefix, term)| word(prefix) && word(term))
+}
+
+fn nearest_multiple(number: usize, of: usize) -> usize {
+    let times = (number as f64 / of as f64).round().max(1.0);
+    of.saturating_mul(times as usize)
+}
