@@ -45,7 +45,7 @@ fn answer(job: &Generate, printer: Printer) -> Result<(), Failure> {
     let answers =
         generate::greedy(&model, &[prompt], stops, job.max_new_tokens, |_| {})?;
     for tokens in answers {
-        printer.data(&encoder.decode(&tokens))?;
+        printer.data(&encoder.decode(&tokens)?)?;
     }
     Ok(())
 }

@@ -1,1 +1,1 @@
-//! Progress bars, and plain lines where there is no terminal.
+//! Progress bars.

@@ -3,8 +3,10 @@
 //! Owns measuring a suite (held-out loss and exact match of greedily generated answers)
 //! and judging gates. The rows come from `heirloom::dataset`.
 
-use heirloom::dataset::chat::ChatEncoder;
-use heirloom::dataset::stream::{HeldOut, MicroBatch};
+use heirloom::dataset::chat::{ChatEncoder, Document};
+use heirloom::dataset::evaluation::EvaluationRow;
+use heirloom::dataset::stream::MicroBatch;
+use heirloom::diagnose::Failure;
 use heirloom::recipe::Gate;
 use heirloom::run::{EvalReport, Scores};
 
@@ -32,37 +34,46 @@ pub struct Measured {
 pub fn measure(
     model: &Llama,
     encoder: &ChatEncoder,
-    rows: &[HeldOut],
+    rows: &[EvaluationRow],
     max_new_tokens: usize,
     tick: impl FnMut(usize),
-) -> Result<Measured> {
+) -> Result<Measured, Failure> {
     let (loss, tokens) = train::mean_nll(model, &batches(rows))?;
-    let prompts: Vec<Vec<u32>> = rows.iter().map(|row| row.prompt.clone()).collect();
+    let prompts: Vec<Vec<u32>> =
+        rows.iter().map(|row| encoder.prompt(row.prompt())).collect::<Result<_, _>>()?;
     let stops = encoder.stop_ids();
     let generated = generate::greedy(model, &prompts, stops, max_new_tokens, tick)?;
-    let answers: Vec<String> = generated.iter().map(|tokens| encoder.decode(tokens)).collect();
-    let matches = answers.iter().zip(rows).filter(|(answer, row)| answer.trim() == row.reference.trim());
+    let answers: Vec<String> =
+        generated.iter().map(|tokens| encoder.decode(tokens)).collect::<Result<_, _>>()?;
+    let matches =
+        answers.iter().zip(rows).filter(|(answer, row)| answer.trim() == row.reference().trim());
     let exact_match = matches.count() as f64 / rows.len().max(1) as f64;
     Ok(Measured { scores: Scores { exact_match, loss, tokens }, answers })
 }
 
 /// Rows as micro-batches for measuring their loss.
-pub fn batches(rows: &[HeldOut]) -> Vec<MicroBatch> {
+pub fn batches(rows: &[EvaluationRow]) -> Vec<MicroBatch> {
     let mut batches: Vec<MicroBatch> = Vec::new();
     for row in rows {
         let document = &row.document;
         match batches.last_mut() {
             Some(last) if last.tokens.len() + document.tokens.len() <= BATCH_TOKENS => {
-                last.push(document);
+                push(last, document);
             }
             _ => {
                 let mut batch = MicroBatch::default();
-                batch.push(document);
+                push(&mut batch, document);
                 batches.push(batch);
             }
         }
     }
     batches
+}
+
+fn push(batch: &mut MicroBatch, document: &Document) {
+    batch.tokens.extend(&document.tokens);
+    batch.trained.extend(&document.trained);
+    batch.lengths.push(document.tokens.len() as u32);
 }
 
 /// The first gate that does not hold.

@@ -1,17 +1,18 @@
 //! `heirloom eval`, and the evaluation at the end of a run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use heirloom::cli::printer::{OutputError, Printer};
 use heirloom::dataset::chat::ChatEncoder;
+use heirloom::dataset::consent::Ask;
+use heirloom::dataset::error::DatasetError;
 use heirloom::dataset::source;
-use heirloom::dataset::stream::{HeldOut, held_out};
+use heirloom::dataset::evaluation::{EvaluationRow, evaluation_rows};
 use heirloom::diagnose::Failure;
 use heirloom::files;
 use heirloom::job::Evaluate;
-use heirloom::recipe::Suite;
+use heirloom::recipe::{Suite, TrainOn};
 use heirloom::run::{EvalReport, Sample, Scores};
-use heirloom::track::progress;
 
 use crate::error::{EngineError, Result};
 use crate::eval::{self, Measured};
@@ -24,13 +25,13 @@ const SAMPLES: usize = 8;
 pub(super) fn evaluate(job: &Evaluate, printer: Printer) -> Result<(), Failure> {
     let (model, encoder) = super::open(&job.target)?;
     let files = source::resolve(&job.suite.path)?;
-    let rows = held_out(&files, &encoder, &job.gate)?;
+    let rows = read(&files, &encoder, &job.gate)?;
     let target = measure(&model, &encoder, &job.suite, &rows, "measuring", printer)?;
     let baseline = match &job.baseline {
         None => None,
         Some(baseline) => {
             let (model, encoder) = super::open(baseline)?;
-            let rows = held_out(&files, &encoder, &job.gate)?;
+            let rows = read(&files, &encoder, &job.gate)?;
             Some(measure(&model, &encoder, &job.suite, &rows, "measuring baseline", printer)?)
         }
     };
@@ -47,15 +48,29 @@ pub(super) fn evaluate(job: &Evaluate, printer: Printer) -> Result<(), Failure> 
     Ok(())
 }
 
+/// The rows of a suite that may be used; none at all is an error.
+pub(super) fn read(
+    files: &[PathBuf],
+    encoder: &ChatEncoder,
+    ask: &Ask,
+) -> Result<Vec<EvaluationRow>, Failure> {
+    // A suite scores answers, whatever the recipe trains on.
+    let (rows, counts) = evaluation_rows(files, encoder, ask, TrainOn::Assistant, "test")?;
+    if rows.is_empty() {
+        return Err(DatasetError::NoRowLeft { split: "test".to_owned(), counts }.into());
+    }
+    Ok(rows)
+}
+
 /// Measures a suite on an adapted model and, `with_baseline`, on the base below it.
 pub(super) fn report(
     model: &mut Llama,
     encoder: &ChatEncoder,
     suite: &Suite,
-    rows: &[HeldOut],
+    rows: &[EvaluationRow],
     with_baseline: bool,
     printer: Printer,
-) -> Result<EvalReport> {
+) -> Result<EvalReport, Failure> {
     let baseline = with_baseline.then(|| {
         model.without_adapter(|base| measure(base, encoder, suite, rows, "base", printer))
     });
@@ -67,12 +82,12 @@ fn measure(
     model: &Llama,
     encoder: &ChatEncoder,
     suite: &Suite,
-    rows: &[HeldOut],
+    rows: &[EvaluationRow],
     what: &str,
     printer: Printer,
-) -> Result<Measured> {
+) -> Result<Measured, Failure> {
     let label = format!("eval {}: {what}", suite.name);
-    let bar = progress::bar(printer.into(), rows.len() as u64, &label);
+    let bar = printer.bar(rows.len() as u64, &label);
     let tick = |rows: usize| bar.inc(rows as u64);
     let measured = eval::measure(model, encoder, rows, suite.max_new_tokens, tick)?;
     bar.finish_and_clear();
@@ -81,15 +96,15 @@ fn measure(
 
 fn assemble(
     suite: &Suite,
-    rows: &[HeldOut],
+    rows: &[EvaluationRow],
     target: Measured,
     baseline: Option<Measured>,
 ) -> EvalReport {
     let samples = rows.iter().take(SAMPLES).zip(&target.answers).enumerate();
     let samples = samples.map(|(index, (row, answer))| Sample {
         record_id: row.record_id.clone(),
-        prompt: row.question.clone(),
-        reference: row.reference.clone(),
+        prompt: row.prompt().last().map(|message| message.content.clone()).unwrap_or_default(),
+        reference: row.reference().to_owned(),
         baseline: baseline.as_ref().and_then(|measured| measured.answers.get(index).cloned()),
         target: answer.clone(),
     });
@@ -116,17 +131,18 @@ pub(super) fn write(path: &Path, report: &EvalReport) -> Result<()> {
 pub(super) fn print(reports: &[EvalReport], printer: Printer) -> Result<(), OutputError> {
     let exact = |scores: &Scores| format!("{:.1} %", scores.exact_match * 100.0);
     let loss = |scores: &Scores| format!("{:.4}", scores.loss);
-    let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["held out", "rows", "base", "adapted"]);
+    let mut rows = Vec::new();
     for report in reports {
         let row = |name: &str, show: &dyn Fn(&Scores) -> String| {
             let baseline = report.baseline.as_ref().map_or("-".to_owned(), show);
             let rows = report.rows.to_string();
             [format!("{} {name}", report.suite), rows, baseline, show(&report.target)]
         };
-        table.add_row(row("exact match", &exact));
-        table.add_row(row("loss (nats per token)", &loss));
+        rows.push(row("exact match", &exact));
+        rows.push(row("loss (nats per token)", &loss));
     }
-    if reports.is_empty() { Ok(()) } else { printer.data(&table.to_string()) }
+    if rows.is_empty() {
+        return Ok(());
+    }
+    printer.table(["held out", "rows", "base", "adapted"], &rows)
 }

@@ -9,7 +9,7 @@ use heirloom::job::{Export, ExportKind};
 use heirloom::provenance::release::{self, Facts};
 use heirloom::provenance::statement::Training;
 use heirloom::recipe::lock::Lock;
-use heirloom::recipe::{Adapter, read};
+use heirloom::recipe::Adapter;
 use heirloom::run::{RunFolder, Summary};
 
 use crate::error::EngineError;
@@ -22,7 +22,7 @@ pub(super) fn export(job: &Export, printer: Printer) -> Result<(), Failure> {
     if !run.summary().is_file() {
         return Err(EngineError::Unfinished { run: job.run.clone() }.into());
     }
-    let recipe = read::read(&run.recipe(), &[])?.recipe;
+    let recipe = heirloom::recipe::read(&run.recipe(), &[])?.recipe;
     let lock = Lock::read(&run.lock())?;
     let text = fs::read_to_string(run.summary()).map_err(EngineError::from)?;
     let summary: Summary = serde_json::from_str(&text)

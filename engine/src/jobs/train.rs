@@ -1,16 +1,18 @@
 //! `heirloom train`: from a run folder with a recipe and a lock to a finished run.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use fs_err as fs;
 use heirloom::base::BaseFolder;
 use heirloom::cli::printer::Printer;
 use heirloom::dataset::chat::ChatEncoder;
-use heirloom::dataset::stream::{Spec, Stream, held_out};
+use heirloom::dataset::evaluation::evaluation_rows;
+use heirloom::dataset::stream::{Spec, Stream};
 use heirloom::diagnose::Failure;
 use heirloom::files::{self, FolderInProgress};
 use heirloom::recipe::lock::{Lock, Split};
-use heirloom::recipe::{Adapter, Recipe, read};
+use heirloom::recipe::{Adapter, Recipe};
 use heirloom::run::{RunFolder, Summary};
 use heirloom::track;
 
@@ -27,23 +29,23 @@ pub(super) const LIBTORCH: &str = "2.11.0";
 /// Trains what `folder` says, then measures the recipe's suites and judges its gates.
 pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     let run = RunFolder::new(folder);
-    let recipe = read::read(&run.recipe(), &[])?.recipe;
+    let recipe = heirloom::recipe::read(&run.recipe(), &[])?.recipe;
     let lock = Lock::read(&run.lock())?;
     let stop = train::stop_on_signals()?;
     fs::create_dir_all(run.checkpoints()).map_err(EngineError::from)?;
 
     let base = BaseFolder::open(&recipe.base.model, recipe.base.from_scratch)?;
-    let encoder = ChatEncoder::open(&recipe.base.model)?.shared();
+    let encoder = Arc::new(ChatEncoder::open(&recipe.base.model)?);
     let mut trainer = Trainer::open(&recipe, &base, lock.training.steps, run.checkpoints())?;
     // Reads and tokenises ahead on threads of its own.
-    let spec = Spec::new(&recipe, &lock);
-    let position = trainer.progress.position;
-    let stream = Stream::open(spec, encoder.clone(), lock.ask.clone(), position);
+    let spec = Spec::locked(&recipe, &lock);
+    let stream = Stream::open(spec, Arc::clone(&encoder), trainer.progress.position)?;
     let validation = || -> Result<_, Failure> {
-        let files = lock.files(&Split::Validation);
-        Ok(eval::batches(&held_out(&files, &encoder, &lock.ask)?))
+        let (files, train_on) = (lock.files(&Split::Validation), recipe.data.train_on);
+        let (rows, _) = evaluation_rows(&files, &encoder, &lock.ask, train_on, "validation")?;
+        Ok(eval::batches(&rows))
     };
-    let mut sinks = track::open(&run, &trainer.start(), printer.verbosity())?;
+    let mut sinks = Tmp(fs::OpenOptions::new().create(true).append(true).open(run.metrics()).map_err(EngineError::from)?);
     let epoch_steps = &lock.training.steps_by_epoch;
     let stream = stream.map(|step| step.map_err(Failure::from));
     let outcome = trainer.run(stream, validation, epoch_steps, &mut sinks, &stop);
@@ -60,7 +62,7 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
             continue;
         };
         let files = lock.files(&Split::Test(name.clone()));
-        let rows = held_out(&files, &encoder, &lock.ask)?;
+        let rows = evaluate::read(&files, &encoder, &lock.ask)?;
         let with_baseline = matches!(recipe.adapter, Adapter::Lora(_));
         let report =
             evaluate::report(&mut trainer.model, &encoder, suite, &rows, with_baseline, printer)?;
@@ -115,4 +117,16 @@ fn peak_memory() -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
+}
+
+struct Tmp(fs::File);
+impl track::Sink for Tmp {
+    fn step(&mut self, m: &track::StepMetrics) -> std::io::Result<()> {
+        use std::io::Write;
+        writeln!(self.0, "{}", serde_json::to_string(m)?)
+    }
+    fn validation(&mut self, m: &track::ValidationMetrics) -> std::io::Result<()> {
+        use std::io::Write;
+        writeln!(self.0, "{}", serde_json::to_string(m)?)
+    }
 }
