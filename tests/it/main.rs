@@ -1,0 +1,10 @@
+//! The program `heirloom` as people run it: what it prints, how it ends, what it writes.
+//!
+//! Everything that computes is the engine's and tested there; here a script stands in its
+//! place and shows the job that it is handed.
+
+mod inputs;
+mod recipes;
+mod runs;
+mod surface;
+mod world;
