@@ -11,7 +11,7 @@ use crate::diagnose::{Diagnose, Failure};
 use crate::job::{self, Job};
 use crate::recipe::lock::{Lock, LockedData};
 use crate::recipe::plan::{Plan, PlannedFile};
-use crate::recipe::{self, Literal};
+use crate::recipe::{self, Adapter, Literal};
 use crate::run::RunFolder;
 
 /// Where runs lie unless `--run` says something else.
@@ -45,7 +45,7 @@ pub(super) struct Arguments {
 #[derive(Debug, thiserror::Error)]
 enum TrainError {
     #[error("the run `{}` is already there, and finished", run.display())]
-    Finished { run: PathBuf },
+    Finished { run: PathBuf, kind: &'static str },
     #[error("the run `{}` is already there, and not finished", run.display())]
     Resumable { run: PathBuf },
     #[error("`{}` is already there, and not a run", path.display())]
@@ -54,7 +54,7 @@ enum TrainError {
     NothingToResume { run: PathBuf },
     #[error("the recipe is not the one that the run `{}` was begun with", run.display())]
     OtherRecipe { run: PathBuf, differences: Vec<String> },
-    #[error("{rows} rows of {} may be used no longer, or only now", files(.changes))]
+    #[error("{} of {} may be used no longer", counted(*.rows), files(.changes))]
     OtherRows { rows: u64, changes: Vec<RowChange> },
 }
 
@@ -64,6 +64,10 @@ struct RowChange {
     path: PathBuf,
     before: u64,
     now: u64,
+}
+
+fn counted(rows: u64) -> String {
+    if rows == 1 { "1 row".to_owned() } else { format!("{rows} rows") }
 }
 
 fn files(changes: &[RowChange]) -> String {
@@ -76,8 +80,8 @@ fn files(changes: &[RowChange]) -> String {
 impl Diagnose for TrainError {
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Finished { run } => format!(
-                "export it with `heirloom export {} --to adapter -o DIR`, or train anew with \
+            Self::Finished { run, kind } => format!(
+                "export it with `heirloom export {} --to {kind} -o DIR`, or train anew with \
                  another `--run`",
                 run.display()
             ),
@@ -141,9 +145,13 @@ fn check_place(run: &RunFolder, resume: bool) -> Result<(), Failure> {
             false => return Ok(()),
         });
     }
-    let finished = target::open(&path)?.is_finished();
-    match (finished, resume) {
-        (true, _) => Err(TrainError::Finished { run: path }.into()),
+    let begun = target::open(&path)?;
+    let kind = match begun.recipe.adapter {
+        Adapter::Lora(_) => "adapter",
+        Adapter::Full => "merged",
+    };
+    match (begun.is_finished(), resume) {
+        (true, _) => Err(TrainError::Finished { run: path, kind }.into()),
         (false, false) => Err(TrainError::Resumable { run: path }.into()),
         (false, true) => Ok(()),
     }

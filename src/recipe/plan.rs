@@ -296,11 +296,13 @@ impl Looking<'_> {
     /// Every file of every split, and what is in them.
     fn rows(&mut self, encoder: Option<ChatEncoder>, ask: &Ask) -> Option<Survey> {
         let recipe = &self.literal.recipe;
+        let before = self.problems.len();
         let files = self.files();
-        // One file that cannot be read would only be found again, and without its key.
-        let readable =
-            files.iter().filter(|(path, key)| self.take(key, SourceFile::open(path)).is_some());
-        if readable.count() < files.len() {
+        for (path, key) in &files {
+            self.take(key, SourceFile::open(path));
+        }
+        if self.problems.len() > before {
+            // They would only be found again, and without their keys.
             return None;
         }
         let encoder = encoder?;

@@ -64,9 +64,11 @@ impl Node {
             found = match &found.0.value {
                 Value::Mapping(entries) => {
                     let entry = entries.iter().find(|entry| entry.key == segment)?;
-                    match entry.node.value {
-                        Value::Scalar { .. } if !entry.node.is_null() => {
-                            (&entry.node, &entry.node.place)
+                    match (&entry.node.value, &entry.node.place) {
+                        // The value stands on the command line, whatever its shape.
+                        (_, place @ Place::Set(_)) => (&entry.node, place),
+                        (Value::Scalar { .. }, place) if !entry.node.is_null() => {
+                            (&entry.node, place)
                         }
                         _ => (&entry.node, &entry.key_place),
                     }

@@ -1,0 +1,15 @@
+//! The program `heirloom` as people run it: what it prints, how it ends, what it writes.
+//!
+//! Everything that computes is the engine's and tested there; here a script stands in its
+//! place and shows the job that it is handed.
+
+#[cfg(test)]
+mod inputs;
+#[cfg(test)]
+mod recipes;
+#[cfg(test)]
+mod runs;
+#[cfg(test)]
+mod surface;
+#[cfg(test)]
+mod world;
