@@ -101,7 +101,13 @@ mod tests {
         let path = folder.path().join("test.parquet");
         fixture::write_rows(&path, &rows, 2);
         let measure = |ask: &Ask| {
-            evaluation_rows(&[path.clone()], &encoder, ask, TrainOn::Assistant, "the suite `s`")
+            evaluation_rows(
+                std::slice::from_ref(&path),
+                &encoder,
+                ask,
+                TrainOn::Assistant,
+                "the suite `s`",
+            )
         };
         let (rows, counts) = measure(&fixture::ask()).unwrap();
         assert_eq!((counts.seen, counts.used, rows.len()), (3, 2, 2));

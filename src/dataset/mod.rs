@@ -14,9 +14,12 @@ pub mod error;
 pub mod evaluation;
 #[cfg(test)]
 mod fixture;
+pub mod group;
 mod order;
 mod rows;
 pub mod source;
+pub mod spec;
 pub mod stream;
 pub mod survey;
 mod template;
+mod tokenizer;

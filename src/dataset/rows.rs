@@ -6,8 +6,8 @@
 use super::chat::{ChatEncoder, Document};
 use super::consent::{Ask, Defaults, Reason, judge};
 use super::error::DatasetError;
-use super::source::RowGroup;
-use super::stream::Spec;
+use super::group::RowGroup;
+use super::spec::Spec;
 use crate::recipe::{Overlong, TrainOn};
 
 /// What became of a row.

@@ -6,7 +6,6 @@
 //! on the recipe and the files alone, never on the number of threads. Does not own the
 //! order nor the packing rule (`order`) nor the verdict on a row (`rows`).
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -15,112 +14,19 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use serde::{Deserialize, Serialize};
 
 use super::chat::{ChatEncoder, Document};
-use super::consent::{Ask, Counts};
+use super::consent::Counts;
 use super::error::{DatasetError, split_name};
 use super::order::{EpochOrder, Fit, NextFit, micro_batches};
 use super::rows::{Fate, training_row};
-use super::source::{self, SourceError, SourceFile};
-use crate::recipe::lock::{Lock, Split};
-use crate::recipe::{Overlong, Recipe, TrainOn};
+use super::source::SourceFile;
+use super::spec::Spec;
+use crate::recipe::lock::Split;
 
 /// Rows that are tokenised together.
 const CHUNK_ROWS: usize = 128;
 
 /// Chunks that wait, tokenised, for the stream: reading ahead is bounded.
 const CHUNKS_AHEAD: usize = 4;
-
-/// Most tokens of one forward pass where the recipe does not say.
-const DEFAULT_MICRO_BATCH_TOKENS: usize = 8192;
-
-/// One file of a split.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SplitFile {
-    /// Who reads it.
-    pub split: Split,
-    /// The file.
-    pub path: PathBuf,
-}
-
-/// What the stream needs of a recipe, with its files found.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Spec {
-    /// Files of all splits, in the order in which they are read.
-    pub files: Vec<SplitFile>,
-    /// What is asked of every row.
-    pub ask: Ask,
-    /// Tokens of a window.
-    pub sequence_length: usize,
-    /// Whether a window holds several conversations.
-    pub packing: bool,
-    /// What becomes of a conversation longer than a window.
-    pub overlong: Overlong,
-    /// Which tokens carry loss.
-    pub train_on: TrainOn,
-    /// Seed of the order of rows; `None` keeps the order of the files.
-    pub shuffle_seed: Option<u64>,
-    /// Windows of an optimiser step.
-    pub windows_per_step: usize,
-    /// Most tokens of one forward pass.
-    pub micro_batch_tokens: usize,
-    /// Passes over the data.
-    pub epochs: u32,
-    /// Stop after so many optimiser steps. The stream itself goes on to the last epoch.
-    pub max_steps: Option<u64>,
-}
-
-impl Spec {
-    /// Finds the files that the recipe names.
-    pub fn new(recipe: &Recipe, ask: Ask) -> Result<Self, SourceError> {
-        let data = &recipe.data;
-        let train = data.train.iter().map(|source| (Split::Train, &source.path));
-        let validation = data.validation.iter().map(|source| (Split::Validation, &source.path));
-        let test = data.test.iter().map(|suite| (Split::Test(suite.name.clone()), &suite.path));
-        let mut files = Vec::new();
-        for (split, pattern) in train.chain(validation).chain(test) {
-            let paths = source::resolve(pattern)?.into_iter();
-            files.extend(paths.map(|path| SplitFile { split: split.clone(), path }));
-        }
-        Ok(Self::with_files(recipe, ask, files))
-    }
-
-    /// The files and the ask of a locked run, so that a file added since changes nothing.
-    pub fn locked(recipe: &Recipe, lock: &Lock) -> Self {
-        let files = lock
-            .data
-            .iter()
-            .map(|data| SplitFile { split: data.split.clone(), path: data.file.path.clone() });
-        Self::with_files(recipe, lock.ask.clone(), files.collect())
-    }
-
-    fn with_files(recipe: &Recipe, ask: Ask, files: Vec<SplitFile>) -> Self {
-        let (data, train) = (&recipe.data, &recipe.train);
-        let micro_batch_tokens = train.micro_batch_tokens;
-        Self {
-            files,
-            ask,
-            sequence_length: data.sequence_length,
-            packing: data.packing,
-            overlong: data.overlong,
-            train_on: data.train_on,
-            shuffle_seed: data.shuffle.then_some(train.seed),
-            windows_per_step: train
-                .tokens_per_step
-                .checked_div(data.sequence_length)
-                .unwrap_or_default()
-                .max(1),
-            micro_batch_tokens: micro_batch_tokens
-                .unwrap_or(train.tokens_per_step.min(DEFAULT_MICRO_BATCH_TOKENS)),
-            epochs: train.epochs,
-            max_steps: train.max_steps,
-        }
-    }
-
-    /// The files of one split, in order.
-    pub fn files_of(&self, split: &Split) -> Vec<PathBuf> {
-        let files = self.files.iter().filter(|file| file.split == *split);
-        files.map(|file| file.path.clone()).collect()
-    }
-}
 
 /// Where a stream stands: everything before it has been used. Travels with every step, so
 /// that resuming is exact.

@@ -3,8 +3,11 @@ use tempfile::TempDir;
 
 use super::super::chat::ChatError;
 use super::super::fixture::{self, Row, TEMPLATE, row};
+use super::super::source::SourceError;
+use super::super::spec::SplitFile;
 use super::super::survey::survey;
 use super::*;
+use crate::recipe::{Overlong, TrainOn};
 
 /// A base folder and two training files of `rows`, the first in groups of `group_rows`.
 struct World {
@@ -241,11 +244,11 @@ fn a_file_that_breaks_later_ends_the_stream_with_an_error() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn reopening_after_any_step_yields_exactly_the_following_steps(
-        count in 1_usize..150,
+        count in 1_usize..80,
         group_rows in 1_usize..9,
         packing: bool,
         seed in proptest::option::of(any::<u64>()),

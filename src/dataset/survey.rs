@@ -13,7 +13,7 @@ use super::error::{DatasetError, split_name};
 use super::order::{EpochOrder, Fit, NextFit};
 use super::rows::{Fate, any_row, training_row};
 use super::source::SourceFile;
-use super::stream::{Spec, SplitFile};
+use super::spec::{Spec, SplitFile};
 use crate::files::hex;
 use crate::recipe::lock::{Size, Split};
 

@@ -1,7 +1,7 @@
 use super::super::fixture::{self, TEMPLATE, row};
 use super::*;
 use crate::dataset::consent::Reason;
-use crate::dataset::stream::Spec;
+use crate::dataset::spec::Spec;
 use crate::files::sha256_of_bytes;
 use crate::recipe::Recipe;
 

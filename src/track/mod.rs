@@ -57,3 +57,111 @@ pub trait Sink {
         Ok(())
     }
 }
+
+/// Several sinks as one. Each gets everything, even when another fails; the first failure
+/// is reported.
+#[derive(Default)]
+pub struct Sinks(Vec<Box<dyn Sink>>);
+
+impl Sinks {
+    /// Adds a sink.
+    pub fn push(&mut self, sink: impl Sink + 'static) {
+        self.0.push(Box::new(sink));
+    }
+
+    fn each(
+        &mut self,
+        mut tell: impl FnMut(&mut dyn Sink) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        let told = self.0.iter_mut().map(|sink| tell(sink.as_mut()));
+        told.fold(Ok(()), std::io::Result::and)
+    }
+}
+
+impl Sink for Sinks {
+    fn step(&mut self, metrics: &StepMetrics) -> std::io::Result<()> {
+        self.each(|sink| sink.step(metrics))
+    }
+
+    fn validation(&mut self, metrics: &ValidationMetrics) -> std::io::Result<()> {
+        self.each(|sink| sink.validation(metrics))
+    }
+
+    fn finish(&mut self) -> std::io::Result<()> {
+        self.each(|sink| sink.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::io;
+    use std::rc::Rc;
+
+    use super::*;
+
+    pub(super) fn step(step: u64) -> StepMetrics {
+        StepMetrics {
+            step,
+            epoch: step as f64 / 4.0,
+            loss: 1.0 / step as f64,
+            lr: 1e-4,
+            grad_norm: 0.5,
+            tokens: step * 100,
+            trained_tokens: 40,
+            tokens_per_second: 100.0,
+            seconds: step as f64,
+        }
+    }
+
+    pub(super) fn validation(step: u64) -> ValidationMetrics {
+        ValidationMetrics {
+            step,
+            epoch: step as f64 / 4.0,
+            validation_loss: 2.0,
+            validation_tokens: 7,
+            seconds: step as f64,
+        }
+    }
+
+    struct Full;
+
+    impl Sink for Full {
+        fn step(&mut self, _: &StepMetrics) -> io::Result<()> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+        fn validation(&mut self, _: &ValidationMetrics) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Count(Rc<RefCell<u64>>);
+
+    impl Sink for Count {
+        fn step(&mut self, _: &StepMetrics) -> io::Result<()> {
+            *self.0.borrow_mut() += 1;
+            Ok(())
+        }
+        fn validation(&mut self, _: &ValidationMetrics) -> io::Result<()> {
+            *self.0.borrow_mut() += 10;
+            Ok(())
+        }
+        fn finish(&mut self) -> io::Result<()> {
+            *self.0.borrow_mut() += 100;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_sink_that_fails_silences_no_other_and_is_reported() {
+        let count = Rc::new(RefCell::new(0));
+        let mut sinks = Sinks::default();
+        sinks.push(Full);
+        sinks.push(Count(count.clone()));
+        let error = sinks.step(&step(1)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        sinks.validation(&validation(1)).unwrap();
+        sinks.finish().unwrap();
+        assert_eq!(*count.borrow(), 111);
+    }
+}

@@ -1,0 +1,104 @@
+//! What the dataset room needs of a recipe.
+//!
+//! Owns finding the files that a recipe names and turning its words into the stream's
+//! numbers. Does not open the files.
+
+use std::path::PathBuf;
+
+use super::consent::Ask;
+use super::source::{self, SourceError};
+use crate::recipe::lock::{Lock, Split};
+use crate::recipe::{Overlong, Recipe, TrainOn};
+
+/// Most tokens of one forward pass where the recipe does not say.
+const DEFAULT_MICRO_BATCH_TOKENS: usize = 8192;
+
+/// One file of a split.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SplitFile {
+    /// Who reads it.
+    pub split: Split,
+    /// The file.
+    pub path: PathBuf,
+}
+
+/// What the stream needs of a recipe, with its files found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// Files of all splits, in the order in which they are read.
+    pub files: Vec<SplitFile>,
+    /// What is asked of every row.
+    pub ask: Ask,
+    /// Tokens of a window.
+    pub sequence_length: usize,
+    /// Whether a window holds several conversations.
+    pub packing: bool,
+    /// What becomes of a conversation longer than a window.
+    pub overlong: Overlong,
+    /// Which tokens carry loss.
+    pub train_on: TrainOn,
+    /// Seed of the order of rows; `None` keeps the order of the files.
+    pub shuffle_seed: Option<u64>,
+    /// Windows of an optimiser step.
+    pub windows_per_step: usize,
+    /// Most tokens of one forward pass.
+    pub micro_batch_tokens: usize,
+    /// Passes over the data.
+    pub epochs: u32,
+    /// Stop after so many optimiser steps. The stream itself goes on to the last epoch.
+    pub max_steps: Option<u64>,
+}
+
+impl Spec {
+    /// Finds the files that the recipe names.
+    pub fn new(recipe: &Recipe, ask: Ask) -> Result<Self, SourceError> {
+        let data = &recipe.data;
+        let train = data.train.iter().map(|source| (Split::Train, &source.path));
+        let validation = data.validation.iter().map(|source| (Split::Validation, &source.path));
+        let test = data.test.iter().map(|suite| (Split::Test(suite.name.clone()), &suite.path));
+        let mut files = Vec::new();
+        for (split, pattern) in train.chain(validation).chain(test) {
+            let paths = source::resolve(pattern)?.into_iter();
+            files.extend(paths.map(|path| SplitFile { split: split.clone(), path }));
+        }
+        Ok(Self::with_files(recipe, ask, files))
+    }
+
+    /// The files and the ask of a locked run, so that a file added since changes nothing.
+    pub fn locked(recipe: &Recipe, lock: &Lock) -> Self {
+        let files = lock
+            .data
+            .iter()
+            .map(|data| SplitFile { split: data.split.clone(), path: data.file.path.clone() });
+        Self::with_files(recipe, lock.ask.clone(), files.collect())
+    }
+
+    fn with_files(recipe: &Recipe, ask: Ask, files: Vec<SplitFile>) -> Self {
+        let (data, train) = (&recipe.data, &recipe.train);
+        let micro_batch_tokens = train.micro_batch_tokens;
+        Self {
+            files,
+            ask,
+            sequence_length: data.sequence_length,
+            packing: data.packing,
+            overlong: data.overlong,
+            train_on: data.train_on,
+            shuffle_seed: data.shuffle.then_some(train.seed),
+            windows_per_step: train
+                .tokens_per_step
+                .checked_div(data.sequence_length)
+                .unwrap_or_default()
+                .max(1),
+            micro_batch_tokens: micro_batch_tokens
+                .unwrap_or(train.tokens_per_step.min(DEFAULT_MICRO_BATCH_TOKENS)),
+            epochs: train.epochs,
+            max_steps: train.max_steps,
+        }
+    }
+
+    /// The files of one split, in order.
+    pub fn files_of(&self, split: &Split) -> Vec<PathBuf> {
+        let files = self.files.iter().filter(|file| file.split == *split);
+        files.map(|file| file.path.clone()).collect()
+    }
+}
