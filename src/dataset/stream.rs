@@ -19,7 +19,7 @@ use super::error::{DatasetError, split_name};
 use super::order::{EpochOrder, Fit, NextFit, micro_batches};
 use super::rows::{Fate, training_row};
 use super::source::SourceFile;
-use super::spec::Spec;
+pub use super::spec::{Spec, SplitFile};
 use crate::recipe::lock::Split;
 
 /// Rows that are tokenised together.

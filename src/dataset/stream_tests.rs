@@ -4,7 +4,6 @@ use tempfile::TempDir;
 use super::super::chat::ChatError;
 use super::super::fixture::{self, Row, TEMPLATE, row};
 use super::super::source::SourceError;
-use super::super::spec::SplitFile;
 use super::super::survey::survey;
 use super::*;
 use crate::recipe::{Overlong, TrainOn};
