@@ -4,7 +4,7 @@
 //! tokenising with the loss mask ([`chat`]), packing and the resumable stream ([`stream`]).
 //! Does not own the recipe's words nor anything with tensors.
 //!
-//! References: `shared` columns of a consent-bearing row follow W3C DPV 2.3 terms; chat
+//! References: the columns of a consent-bearing row hold W3C DPV 2.3 terms; chat
 //! templates follow Transformers' `apply_chat_template`.
 
 pub mod chat;
