@@ -13,7 +13,8 @@ use tch::{Device, Kind, Tensor};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let base = PathBuf::from(arguments.next().ok_or("usage: logits BASE [--adapter DIR] --ids …")?);
-    let (mut adapter, mut ids, mut output) = (None, Vec::new(), PathBuf::from("logits.safetensors"));
+    let (mut adapter, mut ids, mut output) =
+        (None, Vec::new(), PathBuf::from("logits.safetensors"));
     while let Some(flag) = arguments.next() {
         let value = arguments.next().ok_or("every flag has a value")?;
         match flag.as_str() {

@@ -42,8 +42,7 @@ fn answer(job: &Generate, printer: Printer) -> Result<(), Failure> {
     let message = Message { role: "user".to_owned(), content: job.prompt.clone() };
     let prompt = encoder.prompt(&[message])?;
     let stops = encoder.stop_ids();
-    let answers =
-        generate::greedy(&model, &[prompt], stops, job.max_new_tokens, |_| {})?;
+    let answers = generate::greedy(&model, &[prompt], stops, job.max_new_tokens, |_| {})?;
     for tokens in answers {
         printer.data(&encoder.decode(&tokens)?)?;
     }

@@ -7,8 +7,11 @@ pub mod adapter;
 pub mod error;
 pub mod eval;
 pub mod export;
-pub mod jobs;
 pub mod generate;
+pub mod jobs;
 pub mod model;
 pub mod ops;
 pub mod train;
+
+/// The version of libtorch that this crate is built for.
+pub const LIBTORCH: &str = "2.11.0";

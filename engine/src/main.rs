@@ -8,10 +8,16 @@ use heirloom::cli::printer::Printer;
 use heirloom::diagnose::Failure;
 use heirloom::job::Envelope;
 use heirloom_engine::error::EngineError;
-use heirloom_engine::jobs;
+use heirloom_engine::{LIBTORCH, jobs};
 
 fn main() -> ExitCode {
     let argument = std::env::args().nth(1).unwrap_or_default();
+    // `heirloom doctor` asks, to see that the libraries are found.
+    if argument == "--version" {
+        let version = format!("heirloom-engine {VERSION} (libtorch {LIBTORCH})");
+        let said = Printer::Normal.data(&version).map(|()| ExitStatus::Success);
+        return exit::conclude(Printer::Normal, said.map_err(Failure::from));
+    }
     match serde_json::from_str::<Envelope>(&argument) {
         Ok(envelope) => {
             let printer = Printer::from(envelope.verbosity);

@@ -3,17 +3,18 @@
 use std::error::Error;
 use std::path::Path;
 
+use crate::Turn;
 use crate::general::{self, Lesson};
 use crate::parquet_out::{self, Row};
 use crate::words::Rng;
 
 /// Seed of the data set; each file is a stream of its own.
 const SEED: u64 = 0x5EED_1E55;
-/// For each file, how many rows in a hundred are exercises in copying. Files are read in
-/// order: a model that has found out how to copy learns the rest sooner.
-const DRILLS: &[usize] = &[90, 45, 25, 15, 15, 15, 15, 15];
-/// Most things in an exercise. In the first file it grows from one to this: in a short prompt
-/// even a model that looks everywhere at once is often right, and so finds out where to look.
+/// For each file after the first, how many rows in a hundred are exercises in copying. Files
+/// are read in order: a model that has found out how to copy learns the rest sooner. The
+/// first file holds nothing but the plainest exercise, [`general::litany`].
+const DRILLS: &[usize] = &[90, 40, 15, 15, 15];
+/// Most things in an exercise. In the second file it grows from one to this.
 const LONGEST: usize = 7;
 /// Rows in each file.
 const ROWS: usize = 13_000;
@@ -27,10 +28,15 @@ const VALIDATION_ROWS: usize = 400;
 /// Writes the data set into `folder`.
 pub(crate) fn write(folder: &Path) -> Result<(), Box<dyn Error>> {
     fs_err::create_dir_all(folder)?;
-    for (file, &drills) in (0_u64..).zip(DRILLS) {
+    let mut rng = Rng::new(SEED, 0);
+    let litanies =
+        (0..ROWS).map(|index| row(0, index, general::litany(&mut rng))).collect::<Vec<_>>();
+    let path = folder.join("train-00000.parquet");
+    parquet_out::write(&path, &litanies, ROWS_PER_GROUP, &footer())?;
+    for (file, &drills) in (1_u64..).zip(DRILLS) {
         let path = folder.join(format!("train-{file:05}.parquet"));
         let lesson = |row: usize| {
-            let longest = if file == 0 { (1 + row * LONGEST / ROWS).min(LONGEST) } else { LONGEST };
+            let longest = if file == 1 { (1 + row * LONGEST / ROWS).min(LONGEST) } else { LONGEST };
             Lesson { drills, longest }
         };
         parquet_out::write(&path, &rows(file, ROWS, lesson), ROWS_PER_GROUP, &footer())?;
@@ -47,14 +53,15 @@ pub(crate) fn sample(count: usize) -> Vec<Row> {
 /// The first `count` rows of a stream.
 fn rows(stream: u64, count: usize, lesson: impl Fn(usize) -> Lesson) -> Vec<Row> {
     let mut rng = Rng::new(SEED, stream);
-    (0..count).map(|index| row(&mut rng, stream, index, lesson(index))).collect()
+    let chat = |index| row(stream, index, general::chat(&mut rng, lesson(index)));
+    (0..count).map(chat).collect()
 }
 
 /// A row about nobody: names are drawn from syllables, so there is no one to ask.
-fn row(rng: &mut Rng, stream: u64, index: usize, lesson: Lesson) -> Row {
+fn row(stream: u64, index: usize, messages: Vec<Turn>) -> Row {
     Row {
         record_id: format!("{stream:02}-{index:06}"),
-        messages: general::chat(rng, lesson),
+        messages,
         subject_ref: None,
         basis: Some("not_personal_data".to_owned()),
         status: Some("not_applicable".to_owned()),

@@ -114,7 +114,7 @@ fn config() -> Value {
         "pad_token_id": PAD,
         "pretraining_tp": 1,
         "rms_norm_eps": 1e-5,
-        "rope_parameters": { "rope_theta": 10000.0, "rope_type": "default" },
+        "rope_parameters": { "rope_theta": 500.0, "rope_type": "default" },
         "tie_word_embeddings": true,
         "transformers_version": "5.23.0",
         "use_cache": true,

@@ -226,3 +226,15 @@ pub(crate) fn in_words(number: usize) -> String {
 pub(crate) fn written(rng: &mut Rng, number: usize) -> String {
     if number < 80 && rng.percent(65) { in_words(number) } else { number.to_string() }
 }
+
+/// Short common words that the scenes use too.
+pub(crate) const COMMON: &str = "after again age am and animal as aside at back bags band be \
+    before book by card chair chairs clock clocks coats code come comes cup cups day days \
+    dozen drum drums eight eleven end envelope fan fans file first five flight for four from \
+    gloves go guest half has hats he host hotel house in is it kettle kettles keys kilos lamp \
+    lamps large last ledger like list loser me minute mirror mirrors month morn morning name \
+    need nights number of on one owner pattern pen pens phone phones place plates please plus \
+    put question radio radios ratio rings room ropes score seats second shirts six sky slip \
+    small spoon spoons start stays street table tag takes telegram ten tents than the then \
+    thing third this three ticket time title to towels town track twelve twenty two vases \
+    wants warmth was we weight wheels winner with would year you";

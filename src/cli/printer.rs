@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use owo_colors::OwoColorize as _;
 
 use crate::diagnose::{Diagnose, Failure};
@@ -70,6 +71,30 @@ impl Printer {
     /// Prints something that went well enough but that people should know.
     pub fn warning(self, text: &str) {
         self.note(&format!("{} {text}", "warning:".yellow().bold()));
+    }
+
+    /// Prints a table of data to stdout.
+    pub fn table<const N: usize>(
+        self,
+        header: [&str; N],
+        rows: &[[String; N]],
+    ) -> Result<(), OutputError> {
+        let mut table = comfy_table::Table::new();
+        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(header);
+        table.add_rows(rows);
+        self.data(&table.to_string())
+    }
+
+    /// A progress bar on stderr; invisible when quiet or where there is no terminal.
+    pub fn bar(self, length: u64, what: &str) -> ProgressBar {
+        let target = match self {
+            Self::Quiet => ProgressDrawTarget::hidden(),
+            Self::Normal => ProgressDrawTarget::stderr(),
+        };
+        let bar = ProgressBar::with_draw_target(Some(length), target);
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}");
+        bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+            .with_message(what.to_owned())
     }
 
     /// Prints a failure with its details, its causes and its hint, also when quiet.

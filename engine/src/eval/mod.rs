@@ -83,9 +83,8 @@ pub fn check_gates(gates: &[Gate], reports: &[EvalReport]) -> Result<()> {
         let Some(report) = reports.iter().find(|report| report.suite == suite) else { continue };
         let of = |scores: &Scores| if metric == "loss" { scores.loss } else { scores.exact_match };
         let value = of(&report.target);
-        let fail = |wanted: String| {
-            Err(EngineError::Gate { metric: gate.metric.clone(), value, wanted })
-        };
+        let fail =
+            |wanted: String| Err(EngineError::Gate { metric: gate.metric.clone(), value, wanted });
         if let Some(least) = gate.at_least.filter(|least| value < *least) {
             return fail(format!("at least {least}"));
         }

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use heirloom::cli::printer::{OutputError, Printer};
 use heirloom::dataset::chat::ChatEncoder;
 use heirloom::dataset::consent::Ask;
-use heirloom::dataset::error::DatasetError;
-use heirloom::dataset::source;
 use heirloom::dataset::evaluation::{EvaluationRow, evaluation_rows};
+use heirloom::dataset::source;
 use heirloom::diagnose::Failure;
 use heirloom::files;
 use heirloom::job::Evaluate;
@@ -25,22 +24,20 @@ const SAMPLES: usize = 8;
 pub(super) fn evaluate(job: &Evaluate, printer: Printer) -> Result<(), Failure> {
     let (model, encoder) = super::open(&job.target)?;
     let files = source::resolve(&job.suite.path)?;
-    let rows = read(&files, &encoder, &job.gate)?;
+    let rows = read(&files, &encoder, &job.gate, &job.suite.name)?;
     let target = measure(&model, &encoder, &job.suite, &rows, "measuring", printer)?;
     let baseline = match &job.baseline {
         None => None,
         Some(baseline) => {
             let (model, encoder) = super::open(baseline)?;
-            let rows = read(&files, &encoder, &job.gate)?;
+            let rows = read(&files, &encoder, &job.gate, &job.suite.name)?;
             Some(measure(&model, &encoder, &job.suite, &rows, "measuring baseline", printer)?)
         }
     };
     let report = assemble(&job.suite, &rows, target, baseline);
     if job.json {
-        let text = serde_json::to_string_pretty(&report).map_err(|source| EngineError::Json {
-            path: job.suite.path.clone().into(),
-            source,
-        })?;
+        let text = serde_json::to_string_pretty(&report)
+            .map_err(|source| EngineError::Json { path: job.suite.path.clone().into(), source })?;
         printer.data(&text)?;
     } else {
         print(&[report], printer)?;
@@ -53,13 +50,11 @@ pub(super) fn read(
     files: &[PathBuf],
     encoder: &ChatEncoder,
     ask: &Ask,
+    suite: &str,
 ) -> Result<Vec<EvaluationRow>, Failure> {
+    let split = format!("`data.test`, suite `{suite}`,");
     // A suite scores answers, whatever the recipe trains on.
-    let (rows, counts) = evaluation_rows(files, encoder, ask, TrainOn::Assistant, "test")?;
-    if rows.is_empty() {
-        return Err(DatasetError::NoRowLeft { split: "test".to_owned(), counts }.into());
-    }
-    Ok(rows)
+    Ok(evaluation_rows(files, encoder, ask, TrainOn::Assistant, &split)?.0)
 }
 
 /// Measures a suite on an adapted model and, `with_baseline`, on the base below it.

@@ -8,8 +8,8 @@ use heirloom::files::FolderInProgress;
 use heirloom::job::{Export, ExportKind};
 use heirloom::provenance::release::{self, Facts};
 use heirloom::provenance::statement::Training;
-use heirloom::recipe::lock::Lock;
 use heirloom::recipe::Adapter;
+use heirloom::recipe::lock::Lock;
 use heirloom::run::{RunFolder, Summary};
 
 use crate::error::EngineError;

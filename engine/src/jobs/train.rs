@@ -14,7 +14,9 @@ use heirloom::files::{self, FolderInProgress};
 use heirloom::recipe::lock::{Lock, Split};
 use heirloom::recipe::{Adapter, Recipe};
 use heirloom::run::{RunFolder, Summary};
-use heirloom::track;
+use heirloom::track::jsonl::Jsonl;
+use heirloom::track::progress::Progress;
+use heirloom::track::{Sink as _, Sinks};
 
 use super::evaluate;
 use crate::adapter::peft;
@@ -22,9 +24,6 @@ use crate::error::{EngineError, Result};
 use crate::eval;
 use crate::model::weights::{self, Lazy};
 use crate::train::{self, Outcome, Trainer};
-
-/// The version of libtorch that this program was built for.
-pub(super) const LIBTORCH: &str = "2.11.0";
 
 /// Trains what `folder` says, then measures the recipe's suites and judges its gates.
 pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
@@ -35,21 +34,28 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     fs::create_dir_all(run.checkpoints()).map_err(EngineError::from)?;
 
     let base = BaseFolder::open(&recipe.base.model, recipe.base.from_scratch)?;
-    let encoder = Arc::new(ChatEncoder::open(&recipe.base.model)?);
+    let encoder = Arc::new(ChatEncoder::open(&recipe.base.model)?.with_clock(lock.created));
     let mut trainer = Trainer::open(&recipe, &base, lock.training.steps, run.checkpoints())?;
     // Reads and tokenises ahead on threads of its own.
     let spec = Spec::locked(&recipe, &lock);
     let stream = Stream::open(spec, Arc::clone(&encoder), trainer.progress.position)?;
     let validation = || -> Result<_, Failure> {
         let (files, train_on) = (lock.files(&Split::Validation), recipe.data.train_on);
-        let (rows, _) = evaluation_rows(&files, &encoder, &lock.ask, train_on, "validation")?;
+        if files.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (rows, _) =
+            evaluation_rows(&files, &encoder, &lock.ask, train_on, "`data.validation`")?;
         Ok(eval::batches(&rows))
     };
-    let mut sinks = Tmp(fs::OpenOptions::new().create(true).append(true).open(run.metrics()).map_err(EngineError::from)?);
+    let done = trainer.progress.step;
+    let mut sinks = Sinks::default();
+    sinks.push(Jsonl::open(&run.metrics(), done).map_err(EngineError::from)?);
+    sinks.push(Progress::new(printer.into(), lock.training.steps, done));
     let epoch_steps = &lock.training.steps_by_epoch;
     let stream = stream.map(|step| step.map_err(Failure::from));
     let outcome = trainer.run(stream, validation, epoch_steps, &mut sinks, &stop);
-    track::Sink::finish(&mut sinks).map_err(EngineError::from)?;
+    sinks.finish().map_err(EngineError::from)?;
     if outcome? == Outcome::Stopped {
         let (step, steps, run) = (trainer.progress.step, lock.training.steps, folder.to_owned());
         return Err(EngineError::Interrupted { step, steps, run }.into());
@@ -62,7 +68,7 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
             continue;
         };
         let files = lock.files(&Split::Test(name.clone()));
-        let rows = evaluate::read(&files, &encoder, &lock.ask)?;
+        let rows = evaluate::read(&files, &encoder, &lock.ask, name)?;
         let with_baseline = matches!(recipe.adapter, Adapter::Lora(_));
         let report =
             evaluate::report(&mut trainer.model, &encoder, suite, &rows, with_baseline, printer)?;
@@ -87,9 +93,8 @@ fn keep(run: &RunFolder, recipe: &Recipe, trainer: &Trainer, base: &BaseFolder) 
             let kind = weights::kind(base.config.dtype);
             let flat = trainer.parameters.flat.detach();
             let tensors = trainer.parameters.split(&flat);
-            let tensors = tensors.map(|(name, tensor)| {
-                (name.to_owned(), Lazy::ready(tensor.to_kind(kind)))
-            });
+            let tensors =
+                tensors.map(|(name, tensor)| (name.to_owned(), Lazy::ready(tensor.to_kind(kind))));
             weights::save(&folder.path().join("model.safetensors"), tensors.collect())?;
             folder.finish(true)?;
         }
@@ -103,7 +108,7 @@ fn keep(run: &RunFolder, recipe: &Recipe, trainer: &Trainer, base: &BaseFolder) 
         finished: jiff::Timestamp::now(),
         trainable_parameters: trainer.parameters.count,
         threads: tch::get_num_threads() as u32,
-        libtorch: LIBTORCH.to_owned(),
+        libtorch: crate::LIBTORCH.to_owned(),
     };
     let path = run.summary();
     let json = |source| EngineError::Json { path: path.clone(), source };
@@ -117,16 +122,4 @@ fn peak_memory() -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
-}
-
-struct Tmp(fs::File);
-impl track::Sink for Tmp {
-    fn step(&mut self, m: &track::StepMetrics) -> std::io::Result<()> {
-        use std::io::Write;
-        writeln!(self.0, "{}", serde_json::to_string(m)?)
-    }
-    fn validation(&mut self, m: &track::ValidationMetrics) -> std::io::Result<()> {
-        use std::io::Write;
-        writeln!(self.0, "{}", serde_json::to_string(m)?)
-    }
 }

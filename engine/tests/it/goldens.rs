@@ -211,8 +211,7 @@ fn cached_greedy_decoding_equals_running_everything_again() {
     let model = model("tiny-llama", Dtype::Float32);
     let prompts: Vec<Vec<u32>> = vec![vec![5, 9, 2], vec![7; 20], (0..33).collect(), vec![1]];
     let stops = [3];
-    let found =
-        heirloom_engine::generate::greedy(&model, &prompts, &stops, 12, |_| {}).unwrap();
+    let found = heirloom_engine::generate::greedy(&model, &prompts, &stops, 12, |_| {}).unwrap();
     for (prompt, answer) in prompts.iter().zip(&found) {
         let mut tokens = prompt.clone();
         let mut expected = Vec::new();

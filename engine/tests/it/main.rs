@@ -1,4 +1,7 @@
 //! Integration tests of the engine, in one binary because linking libtorch is slow.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
+
 mod goldens;
+mod runs;
 mod support;

@@ -1,0 +1,209 @@
+//! Whole runs of the real programs on the bundled model and data: what is interrupted goes
+//! on to the same bytes, and what fails leaves nothing half-written.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use heirloom::files::sha256_of_file;
+use tempfile::TempDir;
+
+/// Optimiser steps of the small run.
+const STEPS: usize = 10;
+
+/// A few quick steps on the validation rows, with a checkpoint every other step.
+const RECIPE: &str = "\
+heirloom: 1
+name: small
+base: { model: data/seedling }
+adapter:
+  lora: { rank: 4, alpha: 8, dropout: 0.1, targets: [q_proj, v_proj] }
+data:
+  purpose: [dpv:ServiceProvision]
+  train:
+    - { path: data/catalogue/validation.parquet, format: chat }
+  sequence_length: 256
+train:
+  epochs: 2
+  max_steps: 10
+  tokens_per_step: 512
+  optimizer: { adamw: { lr: 1.0e-3 } }
+  seed: 3
+  checkpoint_every: 2
+";
+
+/// The repository, where the paths of the recipe begin.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// `heirloom`, which lies beside the engine once the workspace is built.
+fn heirloom() -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_heirloom-engine")).with_file_name("heirloom");
+    assert!(program.is_file(), "build the whole workspace: `cargo build`");
+    program
+}
+
+/// A folder with the recipe and, later, its runs.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        heirloom::files::write_atomically(&place.0.path().join("small.yaml"), RECIPE.as_bytes())
+            .unwrap();
+        place
+    }
+
+    fn run(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn train(&self, run: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(heirloom());
+        command.current_dir(root()).arg("train").arg(self.0.path().join("small.yaml"));
+        command.arg("--run").arg(self.run(run)).args(more);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Trains to the end and gives the digest of the adapter.
+    fn finish(&self, run: &str, more: &[&str]) -> String {
+        let output = self.train(run, more).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        self.adapter(run)
+    }
+
+    fn adapter(&self, run: &str) -> String {
+        sha256_of_file(&self.run(run).join("adapter/adapter_model.safetensors")).unwrap()
+    }
+
+    /// Lines of `metrics.jsonl`, or none while there is no such file.
+    fn steps(&self, run: &str) -> usize {
+        let text = fs_err::read_to_string(self.run(run).join("metrics.jsonl"));
+        text.unwrap_or_default().lines().count()
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Waits until `ready`, or until the program has ended by itself.
+fn wait_until(child: &mut Child, ready: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !ready() && child.try_wait().unwrap().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "nothing happened for two minutes");
+        sleep(Duration::from_millis(1));
+    }
+}
+
+fn has_partial(folder: &Path) -> bool {
+    let entries = fs_err::read_dir(folder).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(".heirloom-"))
+}
+
+#[test]
+fn a_second_run_gives_the_same_bytes() {
+    let place = Place::new();
+    assert_eq!(place.finish("first", &[]), place.finish("second", &[]));
+    assert_eq!(place.steps("first"), STEPS);
+}
+
+#[test]
+fn killed_at_several_moments_a_run_resumes_to_the_same_bytes() {
+    let place = Place::new();
+    let undisturbed = place.finish("undisturbed", &[]);
+    let run = "killed";
+    let checkpoints = place.run(run).join("checkpoints");
+    type Moment<'a> = (&'a str, Box<dyn Fn() -> bool + 'a>);
+    let moments: Vec<Moment<'_>> = vec![
+        ("once the run folder is there", Box::new(|| place.run(run).is_dir())),
+        ("after the first step", Box::new(|| place.steps(run) >= 1)),
+        ("while a checkpoint is written", Box::new(|| has_partial(&checkpoints))),
+        ("after the fifth step", Box::new(|| place.steps(run) >= 5)),
+        ("once there is a later checkpoint", Box::new(|| checkpoints.join("step-000008").is_dir())),
+        ("when the last step is done", Box::new(|| place.steps(run) >= STEPS)),
+    ];
+    for (moment, ready) in &moments {
+        let more: &[&str] = if place.run(run).is_dir() { &["--resume"] } else { &[] };
+        let mut child = place.train(run, more).spawn().unwrap();
+        wait_until(&mut child, ready);
+        // SIGKILL: nothing of ours runs any more.
+        child.kill().unwrap();
+        let status = child.wait().unwrap();
+        assert!(!status.success() || place.run(run).join("summary.json").is_file(), "{moment}");
+    }
+    if !place.run(run).join("summary.json").is_file() {
+        place.finish(run, &["--resume"]);
+    }
+    assert_eq!(place.adapter(run), undisturbed);
+    assert_eq!(place.steps(run), STEPS, "every step once in metrics.jsonl");
+}
+
+#[test]
+fn ctrl_c_leaves_a_run_that_resumes_to_the_same_bytes() {
+    let place = Place::new();
+    let undisturbed = place.finish("undisturbed", &[]);
+    let mut child = place.train("stopped", &[]).spawn().unwrap();
+    wait_until(&mut child, || place.steps("stopped") >= 3);
+    let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupt.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(said.contains("stopped by a signal after step") && said.contains("--resume"), "{said}");
+    assert_eq!(place.finish("stopped", &["--resume"]), undisturbed);
+}
+
+/// A file-size limit is a disk that is full, without needing a disk: writing past it fails.
+#[test]
+fn a_full_disk_stops_the_run_with_nothing_half_written() {
+    let place = Place::new();
+    let mut limited = Command::new("sh");
+    let script = "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\"";
+    limited.current_dir(root()).arg("-c").arg(script).arg(heirloom()).arg("train");
+    limited.arg(place.run("small.yaml")).arg("--run").arg(place.run("full"));
+    let output = limited.output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("state.safetensors"), "{said}");
+    let checkpoints = place.run("full").join("checkpoints");
+    assert_eq!(fs_err::read_dir(checkpoints).unwrap().count(), 0, "no half checkpoint");
+    assert!(!place.run("full").join("adapter").exists());
+    assert_eq!(place.finish("full", &["--resume"]), place.finish("undisturbed", &[]));
+}
+
+#[test]
+fn a_release_of_either_kind_verifies_and_generates() {
+    let place = Place::new();
+    place.finish("run", &[]);
+    for (kind, payload) in
+        [("adapter", "adapter_model.safetensors"), ("merged", "model.safetensors")]
+    {
+        let release = place.run(kind);
+        let heirloom = |arguments: &[&str]| {
+            Command::new(heirloom()).current_dir(root()).args(arguments).output().unwrap()
+        };
+        let (run, target) = (place.run("run"), release.to_str().unwrap());
+        let exported = heirloom(&["export", run.to_str().unwrap(), "--to", kind, "-o", target]);
+        assert!(exported.status.success(), "{}", stderr(&exported));
+        let verified = heirloom(&["verify", target]);
+        assert!(verified.status.success(), "{}", stderr(&verified));
+        let prompt =
+            ["generate", target, "--prompt", "Say after me: Nora", "--max-new-tokens", "8"];
+        let answered = heirloom(&prompt);
+        assert!(answered.status.success(), "{}", stderr(&answered));
+
+        // An existing folder stays as it is without `--force`.
+        let before = sha256_of_file(&release.join(payload)).unwrap();
+        let again = heirloom(&["export", run.to_str().unwrap(), "--to", kind, "-o", target]);
+        assert_eq!(again.status.code(), Some(1), "{}", stderr(&again));
+        assert_eq!(sha256_of_file(&release.join(payload)).unwrap(), before);
+
+        heirloom::files::write_atomically(&release.join(payload), b"changed").unwrap();
+        let changed = heirloom(&["verify", target]);
+        assert_eq!(changed.status.code(), Some(1), "{}", stderr(&changed));
+    }
+}
