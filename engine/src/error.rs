@@ -54,19 +54,31 @@ pub enum EngineError {
         /// Every difference.
         problems: Vec<Mismatch>,
     },
-    /// The loss is not a number any more.
-    #[error("the loss of step {step} is {loss}")]
+    /// The loss or the gradient is not a number any more.
+    #[error("the {what} of step {step} is {value}")]
     Diverged {
         /// Optimiser step.
         step: u64,
+        /// Loss or gradient.
+        what: &'static str,
         /// What was computed.
-        loss: f64,
+        value: f64,
+    },
+    /// The stream had fewer steps than the plan counted: a defect of ours.
+    #[error("the rows ended after step {step} of {steps}")]
+    StreamEnded {
+        /// Finished optimiser steps.
+        step: u64,
+        /// Steps of the whole run.
+        steps: u64,
     },
     /// A sequence is longer than the model can take.
-    #[error("a sequence of {tokens} tokens is longer than the {limit} that the model was made for")]
+    #[error("{tokens} tokens, {extra} of them for the answer, are more than the {limit} that the model was made for")]
     TooLong {
-        /// Its length.
+        /// Length of the longest sequence, room for its answer included.
         tokens: usize,
+        /// Room for the answer.
+        extra: usize,
         /// `max_position_embeddings`.
         limit: usize,
     },
@@ -136,7 +148,8 @@ impl Diagnose for EngineError {
             Self::WriteSafetensors { .. } => "check the free space and the rights of the folder",
             Self::AdapterSetting { .. } => "use a plain LoRA adapter of this base",
             Self::Diverged { .. } => "lower `train.optimizer.adamw.lr` or lengthen the warm-up",
-            Self::TooLong { .. } => "shorten the text or choose a base with a longer context",
+            Self::StreamEnded { .. } => "please report this as a defect, with the recipe",
+            Self::TooLong { .. } => "shorten the text, lower `--max-new-tokens`, or choose a base with a longer context",
             Self::Interrupted { .. } => "go on with the same command and `--resume`",
             Self::Unfinished { .. } => "finish it with `heirloom train RECIPE --resume`",
             Self::NoAdapter { .. } => "export it with `--to merged`",
@@ -149,7 +162,7 @@ impl Diagnose for EngineError {
 
     fn blame(&self) -> Blame {
         match self {
-            Self::Torch(_) => Blame::Defect,
+            Self::Torch(_) | Self::StreamEnded { .. } => Blame::Defect,
             _ => Blame::User,
         }
     }

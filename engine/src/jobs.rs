@@ -29,6 +29,7 @@ pub fn run(job: &Job, printer: Printer) -> Result<(), Failure> {
 fn open(target: &Target) -> Result<(Llama, ChatEncoder), Failure> {
     let base = BaseFolder::open(&target.base, false)?;
     let encoder = ChatEncoder::open(&target.base)?;
+    base.fits_tokenizer(encoder.vocab_size())?;
     let mut model = Llama::open(&base, target.dtype)?;
     if let Some(folder) = &target.adapter {
         peft::attach(&mut model, folder)?;

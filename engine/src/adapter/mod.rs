@@ -6,22 +6,11 @@
 
 pub mod peft;
 
-use heirloom::recipe::{Lora, Targets};
+use heirloom::recipe::Lora;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 use crate::model::{Linear, Llama, LowRank};
-
-/// Whether PEFT's `target_modules` would choose this module: a full path, or its last parts.
-pub fn is_target(targets: &Targets, name: &str) -> bool {
-    match targets {
-        Targets::AllLinear => true,
-        Targets::Modules(modules) => modules.iter().any(|module| {
-            name == module
-                || name.strip_suffix(module.as_str()).is_some_and(|rest| rest.ends_with('.'))
-        }),
-    }
-}
 
 /// The checkpoint keys of a layer's A and B.
 pub fn keys(linear: &str) -> (String, String) {
@@ -37,7 +26,7 @@ pub fn attach(
     mut get: impl FnMut(&str, [i64; 2]) -> Result<Tensor>,
 ) -> Result<()> {
     let rank = i64::from(lora.rank);
-    for linear in model.linears_mut().filter(|linear| is_target(&lora.targets, &linear.name)) {
+    for linear in model.linears_mut().filter(|linear| lora.targets.choose(&linear.name)) {
         let (out_features, in_features) = linear.weight.size2()?;
         let (key_a, key_b) = keys(&linear.name);
         linear.low_rank = Some(LowRank {

@@ -36,24 +36,35 @@ const PLAIN: [(&str, &[&str]); 12] = [
     ("target_parameters", &["null", "[]"]),
 ];
 
-/// The part of `adapter_config.json` that says what LoRA needs; the order of the fields is
-/// that of the written file, which is PEFT's: alphabetical.
-#[derive(Debug, Serialize, Deserialize)]
-struct Config {
-    base_model_name_or_path: Option<String>,
-    bias: String,
+/// What is written; the order of the fields is that of PEFT's file: alphabetical.
+#[derive(Debug, Serialize)]
+struct Written {
+    base_model_name_or_path: String,
+    bias: &'static str,
     fan_in_fan_out: bool,
     inference_mode: bool,
     init_lora_weights: bool,
     #[serde(serialize_with = "whole_if_whole")]
     lora_alpha: f64,
     lora_dropout: f64,
+    peft_type: &'static str,
+    r: u32,
+    target_modules: Vec<String>,
+    task_type: &'static str,
+    use_dora: bool,
+    use_rslora: bool,
+}
+
+/// What is needed of what is found.
+#[derive(Debug, Deserialize)]
+struct Found {
+    base_model_name_or_path: Option<String>,
+    lora_alpha: f64,
+    #[serde(default)]
+    lora_dropout: f64,
     peft_type: String,
     r: u32,
     target_modules: Modules,
-    task_type: Option<String>,
-    use_dora: bool,
-    use_rslora: bool,
 }
 
 /// PEFT declares `lora_alpha` an integer, and stricter readers believe it.
@@ -66,7 +77,7 @@ fn whole_if_whole<S: serde::Serializer>(value: &f64, serializer: S) -> Result<S:
 }
 
 /// PEFT writes a list, or a word such as `all-linear`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Modules {
     List(Vec<String>),
@@ -102,7 +113,7 @@ pub fn describe(folder: &Path) -> Result<Described> {
             return Err(refuse(key, found));
         }
     }
-    let config: Config = serde_json::from_value(value).map_err(json)?;
+    let config: Found = serde_json::from_value(value).map_err(json)?;
     if config.peft_type != "LORA" {
         return Err(refuse("peft_type", config.peft_type));
     }
@@ -132,7 +143,7 @@ pub fn attach(model: &mut Llama, folder: &Path) -> Result<Described> {
     let checkpoint = Checkpoint::open_file(&path)?;
     let mut expected = Vec::new();
     for linear in model.linears() {
-        if adapter::is_target(&described.lora.targets, &linear.name) {
+        if described.lora.targets.choose(&linear.name) {
             let (out_features, in_features) = linear.weight.size2()?;
             let (key_a, key_b) = adapter::keys(&linear.name);
             let rank = described.lora.rank as usize;
@@ -147,9 +158,8 @@ pub fn attach(model: &mut Llama, folder: &Path) -> Result<Described> {
     Ok(described)
 }
 
-/// Writes both files into `folder`, which is not yet in its place.
-///
-/// `modules` are the last parts of the names of the wrapped layers, as users write them.
+/// Writes both files into `folder`, which is not yet in its place. The targets are written as
+/// the last parts of the names of the wrapped layers, as users write them.
 pub fn save(folder: &Path, model: &Llama, lora: &Lora, base: &Path) -> Result<()> {
     let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
     let wrapped = model.linears().filter(|linear| linear.low_rank.is_some());
@@ -159,18 +169,18 @@ pub fn save(folder: &Path, model: &Llama, lora: &Lora, base: &Path) -> Result<()
     };
     modules.sort();
     modules.dedup();
-    let config = Config {
-        base_model_name_or_path: Some(base.display().to_string()),
-        bias: "none".to_owned(),
+    let config = Written {
+        base_model_name_or_path: base.display().to_string(),
+        bias: "none",
         fan_in_fan_out: false,
         inference_mode: true,
         init_lora_weights: true,
         lora_alpha: lora.alpha,
         lora_dropout: lora.dropout,
-        peft_type: "LORA".to_owned(),
+        peft_type: "LORA",
         r: lora.rank,
-        target_modules: Modules::List(modules),
-        task_type: Some("CAUSAL_LM".to_owned()),
+        target_modules: modules,
+        task_type: "CAUSAL_LM",
         use_dora: false,
         use_rslora: false,
     };

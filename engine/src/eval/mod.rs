@@ -76,7 +76,7 @@ fn push(batch: &mut MicroBatch, document: &Document) {
     batch.lengths.push(document.tokens.len() as u32);
 }
 
-/// The first gate that does not hold.
+/// The first gate that does not hold. A value that is no number holds nothing.
 pub fn check_gates(gates: &[Gate], reports: &[EvalReport]) -> Result<()> {
     for gate in gates {
         let Some((suite, metric)) = gate.metric.split_once('/') else { continue };
@@ -85,17 +85,17 @@ pub fn check_gates(gates: &[Gate], reports: &[EvalReport]) -> Result<()> {
         let value = of(&report.target);
         let fail =
             |wanted: String| Err(EngineError::Gate { metric: gate.metric.clone(), value, wanted });
-        if let Some(least) = gate.at_least.filter(|least| value < *least) {
+        if let Some(least) = gate.at_least.filter(|least| !(value >= *least)) {
             return fail(format!("at least {least}"));
         }
-        if let Some(most) = gate.at_most.filter(|most| value > *most) {
+        if let Some(most) = gate.at_most.filter(|most| !(value <= *most)) {
             return fail(format!("at most {most}"));
         }
         if let Some(baseline) = report.baseline.as_ref().filter(|_| gate.at_least_baseline) {
             let baseline = of(baseline);
             // A loss is better when it is less.
-            let worse = if metric == "loss" { value > baseline } else { value < baseline };
-            if worse {
+            let holds = if metric == "loss" { value <= baseline } else { value >= baseline };
+            if !holds {
                 return fail(format!("no worse than the base model's {baseline:.4}"));
             }
         }

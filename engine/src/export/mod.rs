@@ -9,7 +9,6 @@ use std::path::Path;
 use fs_err as fs;
 use heirloom::base::BaseFolder;
 use heirloom::run::RunFolder;
-use tch::Tensor;
 
 use crate::adapter::peft;
 use crate::error::Result;
@@ -50,8 +49,7 @@ pub fn merged(run: &RunFolder, base: &BaseFolder, folder: &Path) -> Result<()> {
         let kind = stored.kind();
         tensors.push(match linear {
             Some(linear) => {
-                let compute = move || linear.merged().unwrap_or_else(|_| Tensor::new());
-                (name, weights::Lazy::new(&linear.weight, kind, compute))
+                (name, weights::Lazy::new(&linear.weight, kind, || linear.merged()))
             }
             None => (name, weights::Lazy::ready(stored)),
         });
@@ -66,7 +64,8 @@ pub fn full(run: &RunFolder, base: &BaseFolder, folder: &Path) -> Result<()> {
     tokenizer(base.folder(), folder)
 }
 
-fn tokenizer(from: &Path, to: &Path) -> Result<()> {
+/// Copies the files of a model folder that are not weights.
+pub fn tokenizer(from: &Path, to: &Path) -> Result<()> {
     for name in TOKENIZER_FILES {
         if from.join(name).is_file() {
             copy(&from.join(name), &to.join(name))?;

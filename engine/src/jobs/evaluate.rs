@@ -34,8 +34,10 @@ pub(super) fn evaluate(job: &Evaluate, printer: Printer) -> Result<(), Failure> 
             Some(measure(&model, &encoder, &job.suite, &rows, "measuring baseline", printer)?)
         }
     };
-    let report = assemble(&job.suite, &rows, target, baseline);
+    let mut report = assemble(&job.suite, &rows, target, baseline);
     if job.json {
+        // Numbers only: standard output ends up in logs, and samples are text of rows.
+        report.samples.clear();
         let text = serde_json::to_string_pretty(&report)
             .map_err(|source| EngineError::Json { path: job.suite.path.clone().into(), source })?;
         printer.data(&text)?;

@@ -22,6 +22,7 @@ use super::evaluate;
 use crate::adapter::peft;
 use crate::error::{EngineError, Result};
 use crate::eval;
+use crate::export;
 use crate::model::weights::{self, Lazy};
 use crate::train::{self, Outcome, Trainer};
 
@@ -30,7 +31,7 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     let run = RunFolder::new(folder);
     let recipe = heirloom::recipe::read(&run.recipe(), &[])?.recipe;
     let lock = Lock::read(&run.lock())?;
-    let stop = train::stop_on_signals()?;
+    let stop = train::Stop::on_signals()?;
     fs::create_dir_all(run.checkpoints()).map_err(EngineError::from)?;
 
     let base = BaseFolder::open(&recipe.base.model, recipe.base.from_scratch)?;
@@ -54,13 +55,15 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     sinks.push(Progress::new(printer.into(), lock.training.steps, done));
     let epoch_steps = &lock.training.steps_by_epoch;
     let stream = stream.map(|step| step.map_err(Failure::from));
-    let outcome = trainer.run(stream, validation, epoch_steps, &mut sinks, &stop);
+    let outcome = trainer.run(stream, validation, epoch_steps, &mut sinks, &stop.asked);
     sinks.finish().map_err(EngineError::from)?;
     if outcome? == Outcome::Stopped {
         let (step, steps, run) = (trainer.progress.step, lock.training.steps, folder.to_owned());
         return Err(EngineError::Interrupted { step, steps, run }.into());
     }
     keep(&run, &recipe, &trainer, &base)?;
+    // Training is safe: from here on Ctrl-C simply ends the program.
+    stop.end_at_once();
 
     let mut reports = Vec::new();
     for name in &recipe.eval.suites {
@@ -96,6 +99,7 @@ fn keep(run: &RunFolder, recipe: &Recipe, trainer: &Trainer, base: &BaseFolder) 
             let tensors =
                 tensors.map(|(name, tensor)| (name.to_owned(), Lazy::ready(tensor.to_kind(kind))));
             weights::save(&folder.path().join("model.safetensors"), tensors.collect())?;
+            export::tokenizer(base.folder(), folder.path())?;
             folder.finish(true)?;
         }
     }

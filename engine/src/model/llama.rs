@@ -121,7 +121,7 @@ impl Llama {
     /// Final hidden states of token ids `[n]` (i64) that lie as `layout` says:
     /// `[n, hidden_size]`. `train` turns dropout on.
     pub fn hidden(&self, tokens: &Tensor, layout: &Layout, train: bool) -> Result<Tensor> {
-        layout.check_length(self.config.max_position_embeddings)?;
+        layout.check_length(0, self.config.max_position_embeddings)?;
         let angles = layout.rotary(self.config.rope_theta, self.config.head_dim, self.kind)?;
         let mut x = self.embed(tokens)?;
         for block in &self.blocks {
@@ -206,7 +206,7 @@ impl Llama {
         extra: usize,
     ) -> Result<(Tensor, Cache)> {
         let layout = Layout::new(lengths, tokens.device())?;
-        layout.check_length(self.config.max_position_embeddings.saturating_sub(extra))?;
+        layout.check_length(extra, self.config.max_position_embeddings)?;
         let angles = layout.rotary(self.config.rope_theta, self.config.head_dim, self.kind)?;
         let starts: Vec<i64> = lengths
             .iter()

@@ -1,6 +1,7 @@
 //! Tensors from mapped safetensors, and new ones from a seed.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -59,8 +60,13 @@ pub fn draw(config: &Config, name: &str, shape: &[usize]) -> Result<Tensor> {
 /// `path` must lie in a folder that is not yet in its place: the file is not atomic.
 pub fn save(path: &Path, tensors: Vec<(String, Lazy<'_>)>) -> Result<()> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(tensors, Some(metadata), path)
+    let failure = RefCell::new(None);
+    let views = tensors.iter().map(|(name, lazy)| (name, Writing { lazy, failure: &failure }));
+    safetensors::serialize_to_file(views, Some(metadata), path)
         .map_err(|source| EngineError::WriteSafetensors { path: path.to_owned(), source })?;
+    if let Some(error) = failure.take() {
+        return Err(error);
+    }
     // The crate writes through a temporary file that only its owner may read.
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     Ok(fs::File::open(path)?.sync_all()?)
@@ -70,29 +76,42 @@ pub fn save(path: &Path, tensors: Vec<(String, Lazy<'_>)>) -> Result<()> {
 pub struct Lazy<'a> {
     shape: Vec<usize>,
     kind: Kind,
-    compute: Box<dyn Fn() -> Tensor + 'a>,
+    compute: Box<dyn Fn() -> Result<Tensor> + 'a>,
 }
 
 impl<'a> Lazy<'a> {
     /// A tensor like `model` in shape, to be written as `kind`, whose values `compute` gives.
-    pub fn new(model: &Tensor, kind: Kind, compute: impl Fn() -> Tensor + 'a) -> Self {
+    pub fn new(model: &Tensor, kind: Kind, compute: impl Fn() -> Result<Tensor> + 'a) -> Self {
         let shape = model.size().iter().map(|size| *size as usize).collect();
         Self { shape, kind, compute: Box::new(compute) }
     }
 
     /// A tensor that is there already.
     pub fn ready(tensor: Tensor) -> Lazy<'static> {
-        Lazy {
-            shape: tensor.size().iter().map(|size| *size as usize).collect(),
-            kind: tensor.kind(),
-            compute: Box::new(move || tensor.shallow_clone()),
-        }
+        let shape = tensor.size().iter().map(|size| *size as usize).collect();
+        let kind = tensor.kind();
+        Lazy { shape, kind, compute: Box::new(move || Ok(tensor.shallow_clone())) }
+    }
+
+    /// Little-endian, row-major.
+    fn bytes(&self) -> Result<Vec<u8>> {
+        let tensor = (self.compute)()?.f_to(Device::Cpu)?.f_to_kind(self.kind)?.f_contiguous()?;
+        let mut bytes = vec![0; tensor.numel() * self.kind.elt_size_in_bytes()];
+        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+        Ok(bytes)
     }
 }
 
-impl safetensors::View for Lazy<'_> {
+/// A [`Lazy`] under the hand of a writer that cannot be told of failures: they are kept
+/// aside, and [`save`] reports the last.
+struct Writing<'a> {
+    lazy: &'a Lazy<'a>,
+    failure: &'a RefCell<Option<EngineError>>,
+}
+
+impl safetensors::View for Writing<'_> {
     fn dtype(&self) -> safetensors::Dtype {
-        match self.kind {
+        match self.lazy.kind {
             Kind::BFloat16 => safetensors::Dtype::BF16,
             Kind::Half => safetensors::Dtype::F16,
             _ => safetensors::Dtype::F32,
@@ -100,17 +119,17 @@ impl safetensors::View for Lazy<'_> {
     }
 
     fn shape(&self) -> &[usize] {
-        &self.shape
+        &self.lazy.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let tensor = (self.compute)().to_device(Device::Cpu).to_kind(self.kind).contiguous();
-        let mut bytes = vec![0; self.data_len()];
-        tensor.copy_data_u8(&mut bytes, tensor.numel());
-        Cow::Owned(bytes)
+        Cow::Owned(self.lazy.bytes().unwrap_or_else(|error| {
+            self.failure.replace(Some(error));
+            vec![0; self.data_len()]
+        }))
     }
 
     fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.kind.elt_size_in_bytes()
+        self.lazy.shape.iter().product::<usize>() * self.lazy.kind.elt_size_in_bytes()
     }
 }

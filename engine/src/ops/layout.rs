@@ -94,10 +94,11 @@ impl Layout {
         rotary_angles(&self.positions, theta, head_dim, kind)
     }
 
-    /// Refuses documents longer than `limit`.
-    pub fn check_length(&self, limit: usize) -> Result<()> {
-        if self.longest > limit {
-            return Err(EngineError::TooLong { tokens: self.longest, limit });
+    /// Refuses documents that are longer than `limit` with `extra` more tokens.
+    pub fn check_length(&self, extra: usize, limit: usize) -> Result<()> {
+        let tokens = self.longest.saturating_add(extra);
+        if tokens > limit {
+            return Err(EngineError::TooLong { tokens, extra, limit });
         }
         Ok(())
     }

@@ -84,14 +84,16 @@ impl Trainer {
         let mut stream = stream;
         let (mut validation, mut batches) = (Some(validation), Vec::new());
         while self.progress.step < self.steps {
+            // The clock runs while rows are waited for: that is time too.
+            let started = Instant::now();
             if stop.load(Ordering::Relaxed) {
                 self.save()?;
                 return Ok(Outcome::Stopped);
             }
-            let Some(step) = stream.next() else { break };
-            let step = step?;
+            let ended = EngineError::StreamEnded { step: self.progress.step, steps: self.steps };
+            let step = stream.next().ok_or(ended)??;
             let of_epoch = epoch_steps.get(step.epoch as usize).copied().unwrap_or(1).max(1);
-            let metrics = self.step(&step, of_epoch)?;
+            let metrics = self.step(&step, of_epoch, started)?;
             sink.step(&metrics).map_err(EngineError::from)?;
             let last = self.progress.step == self.steps;
             let train = &self.recipe.train;
@@ -115,9 +117,8 @@ impl Trainer {
         Ok(Outcome::Complete)
     }
 
-    /// One optimiser step.
-    fn step(&mut self, step: &Step, of_epoch: u64) -> Result<StepMetrics> {
-        let started = Instant::now();
+    /// One optimiser step, whose rows were asked for at `started`.
+    fn step(&mut self, step: &Step, of_epoch: u64, started: Instant) -> Result<StepMetrics> {
         let number = self.progress.step + 1;
         // Dropout depends on the step alone, so a resumed run drops the same.
         tch::manual_seed(mix(self.recipe.train.seed, number));
@@ -134,10 +135,13 @@ impl Trainer {
         }
         let mean_loss = nll / trained.max(1) as f64;
         if !mean_loss.is_finite() {
-            return Err(EngineError::Diverged { step: number, loss: mean_loss });
+            return Err(EngineError::Diverged { step: number, what: "loss", value: mean_loss });
         }
         let train = &self.recipe.train;
         let grad_norm = optimizer::clip(&mut gradient, train.clip_grad_norm)?;
+        if !grad_norm.is_finite() {
+            return Err(EngineError::Diverged { step: number, what: "gradient", value: grad_norm });
+        }
         let Optimizer::Adamw(settings) = &train.optimizer;
         let lr = settings.lr * optimizer::factor(&train.schedule, self.progress.step, self.steps);
         self.optimizer.update(&mut self.parameters, &gradient, lr)?;
@@ -200,15 +204,31 @@ pub fn mean_nll(model: &Llama, batches: &[MicroBatch]) -> Result<(f64, u64)> {
     Ok((nll / tokens.max(1) as f64, tokens))
 }
 
-/// Sets `stop` on the first SIGINT or SIGTERM; a second one ends the program at once.
-pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // Registered first: it only acts once the flag is already set.
-        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+/// What SIGINT and SIGTERM do.
+#[derive(Debug)]
+pub struct Stop {
+    /// Set by the first signal; a second one ends the program at once.
+    pub asked: Arc<AtomicBool>,
+    armed: Arc<AtomicBool>,
+}
+
+impl Stop {
+    /// Listens from now on.
+    pub fn on_signals() -> Result<Self> {
+        let stop = Self { asked: Arc::default(), armed: Arc::default() };
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            // In this order: the first signal only arms the end that the second one brings.
+            signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop.armed))?;
+            signal_hook::flag::register(signal, Arc::clone(&stop.armed))?;
+            signal_hook::flag::register(signal, Arc::clone(&stop.asked))?;
+        }
+        Ok(stop)
     }
-    Ok(stop)
+
+    /// From now on the first signal ends the program.
+    pub fn end_at_once(&self) {
+        self.armed.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The model with its trained weights as views into one flat tensor.

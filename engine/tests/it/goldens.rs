@@ -168,7 +168,7 @@ fn gradients_of_full_training_equal_transformers() {
 
 #[test]
 fn the_cosine_schedule_equals_transformers() {
-    let text = std::fs::File::open(fixture("schedule.json")).unwrap();
+    let text = fs_err::File::open(fixture("schedule.json")).unwrap();
     let cases: serde_json::Value = serde_json::from_reader(text).unwrap();
     for case in cases.as_array().unwrap() {
         let steps = case["steps"].as_u64().unwrap();
