@@ -73,7 +73,9 @@ pub enum EngineError {
         steps: u64,
     },
     /// A sequence is longer than the model can take.
-    #[error("{tokens} tokens, {extra} of them for the answer, are more than the {limit} that the model was made for")]
+    #[error(
+        "{tokens} tokens, {extra} of them for the answer, are more than the {limit} that the model was made for"
+    )]
     TooLong {
         /// Length of the longest sequence, room for its answer included.
         tokens: usize,
@@ -149,7 +151,9 @@ impl Diagnose for EngineError {
             Self::AdapterSetting { .. } => "use a plain LoRA adapter of this base",
             Self::Diverged { .. } => "lower `train.optimizer.adamw.lr` or lengthen the warm-up",
             Self::StreamEnded { .. } => "please report this as a defect, with the recipe",
-            Self::TooLong { .. } => "shorten the text, lower `--max-new-tokens`, or choose a base with a longer context",
+            Self::TooLong { .. } => {
+                "shorten the text, lower `--max-new-tokens`, or choose a base with a longer context"
+            }
             Self::Interrupted { .. } => "go on with the same command and `--resume`",
             Self::Unfinished { .. } => "finish it with `heirloom train RECIPE --resume`",
             Self::NoAdapter { .. } => "export it with `--to merged`",

@@ -48,9 +48,7 @@ pub fn merged(run: &RunFolder, base: &BaseFolder, folder: &Path) -> Result<()> {
         let stored = weights::load(checkpoint, &name)?;
         let kind = stored.kind();
         tensors.push(match linear {
-            Some(linear) => {
-                (name, weights::Lazy::new(&linear.weight, kind, || linear.merged()))
-            }
+            Some(linear) => (name, weights::Lazy::new(&linear.weight, kind, || linear.merged())),
             None => (name, weights::Lazy::ready(stored)),
         });
     }

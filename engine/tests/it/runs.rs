@@ -199,7 +199,8 @@ fn a_fully_trained_run_generates() {
     let output = place.train("grown", &more).output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
     let run = place.run("grown");
-    let arguments = ["generate", run.to_str().unwrap(), "--prompt", "Repeat: 7", "--max-new-tokens", "2"];
+    let arguments =
+        ["generate", run.to_str().unwrap(), "--prompt", "Repeat: 7", "--max-new-tokens", "2"];
     let answered = Command::new(heirloom()).current_dir(root()).args(arguments).output().unwrap();
     assert!(answered.status.success(), "{}", stderr(&answered));
 }
