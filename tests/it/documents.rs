@@ -109,12 +109,9 @@ impl Reader {
             "cargo" => self.cargo(arguments),
             "export" | "cp" | "cd" | "jq" => Ok(()),
             _ if program.starts_with("scripts/") => {
-                self.made.extend(
-                    OF_QUICKSTART
-                        .map(PathBuf::from)
-                        .into_iter()
-                        .filter(|_| program == "scripts/quickstart"),
-                );
+                if program == "scripts/quickstart" {
+                    self.made.extend(OF_QUICKSTART.map(PathBuf::from));
+                }
                 executable(program)
             }
             _ => Err(format!("nothing here knows how to check `{program}`")),
