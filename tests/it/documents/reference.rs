@@ -72,7 +72,7 @@ fn the_recipe_reference_has_every_key_with_its_default() {
     let reference = read("docs/reference/recipe.md");
     let example = fenced(&reference, "yaml").join("\n");
     let path = Path::new("docs/reference/recipe.md");
-    let literal = recipe::parse(path, &example, &[]).unwrap();
+    let literal = recipe::read::parse(path, &example, &[]).unwrap();
     let mut found = BTreeMap::new();
     keys(&serde_json::to_value(&literal.recipe).unwrap(), "", &mut found);
 
