@@ -4,6 +4,8 @@
 //! place and shows the job that it is handed.
 
 #[cfg(test)]
+mod documents;
+#[cfg(test)]
 mod inputs;
 #[cfg(test)]
 mod recipes;
