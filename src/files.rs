@@ -83,22 +83,40 @@ impl FolderInProgress {
     }
 
     /// Syncs the folder and moves it to its place; with `replace`, an existing folder there
-    /// gives way.
+    /// gives way, and is deleted only when the new one is in its place.
     pub fn finish(self, replace: bool) -> io::Result<()> {
         sync_folder(self.temporary.path())?;
         let parent = self.target.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
         if replace && self.target.exists() {
-            let old = tempfile::Builder::new()
-                .prefix(".heirloom-")
-                .suffix(".old")
-                .tempdir_in(parent.unwrap_or(Path::new(".")))?;
-            fs::rename(&self.target, old.path().join("old"))?;
+            let mut aside = tempfile::Builder::new();
+            let aside = aside.prefix(".heirloom-").suffix(".old").tempdir_in(parent)?;
+            let old = aside.path().join("old");
+            if let Err(error) = swap(self.temporary.path(), &self.target, &old) {
+                if old.exists() {
+                    // It could not even be put back: better under an odd name than gone.
+                    let _kept = aside.keep();
+                }
+                return Err(error);
+            }
+            let _moved = self.temporary.keep();
+            sync_folder(parent)?;
+            return aside.close();
         }
         fs::rename(self.temporary.path(), &self.target)?;
         // The folder has its new name: nothing is left for the guard to remove.
         let _moved = self.temporary.keep();
-        sync_folder(parent.unwrap_or(Path::new(".")))
+        sync_folder(parent)
     }
+}
+
+/// Moves `target` to `aside` and `new` to `target`; where the second fails, undoes the first.
+fn swap(new: &Path, target: &Path, aside: &Path) -> io::Result<()> {
+    fs::rename(target, aside)?;
+    fs::rename(new, target).or_else(|error| {
+        fs::rename(aside, target)?;
+        Err(error)
+    })
 }
 
 /// Makes renames inside `folder` durable.
@@ -132,4 +150,57 @@ pub fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A place with a folder `there` that holds `file` with the word `old`.
+    fn place() -> (tempfile::TempDir, PathBuf) {
+        let place = tempfile::tempdir().unwrap();
+        let there = place.path().join("there");
+        fs::create_dir(&there).unwrap();
+        write_atomically(&there.join("file"), b"old").unwrap();
+        (place, there)
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn a_folder_gives_way_to_a_complete_one() {
+        let (place, there) = place();
+        let folder = FolderInProgress::beside(&there).unwrap();
+        write_atomically(&folder.path().join("file"), b"new").unwrap();
+        folder.finish(true).unwrap();
+        assert_eq!(fs::read(there.join("file")).unwrap(), b"new");
+        assert_eq!(names(place.path()), ["there"]);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_replaced_stays() {
+        let (place, there) = place();
+        let aside = place.path().join("aside");
+        assert!(swap(&place.path().join("absent"), &there, &aside).is_err());
+        assert_eq!(fs::read(there.join("file")).unwrap(), b"old");
+        assert_eq!(names(place.path()), ["there"]);
+        // Until the caller deletes it, the old folder is complete.
+        let new = place.path().join("new");
+        fs::create_dir(&new).unwrap();
+        swap(&new, &there, &aside).unwrap();
+        assert_eq!(fs::read(aside.join("file")).unwrap(), b"old");
+        assert!(names(&there).is_empty());
+    }
+
+    #[test]
+    fn a_folder_is_not_replaced_unless_asked() {
+        let (place, there) = place();
+        let folder = FolderInProgress::beside(&there).unwrap();
+        assert!(folder.finish(false).is_err());
+        assert_eq!(fs::read(there.join("file")).unwrap(), b"old");
+        assert_eq!(names(place.path()), ["there"]);
+    }
 }

@@ -143,8 +143,7 @@ pub struct Evaluate {
     pub baseline: Option<Target>,
     /// The rows.
     pub suite: crate::recipe::Suite,
-    /// What the rows must allow; `None` measures without a purpose and uses no row that
-    /// has a data subject.
+    /// What the rows must allow.
     pub gate: crate::dataset::consent::Ask,
     /// Print JSON instead of a table.
     pub json: bool,

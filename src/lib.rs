@@ -24,3 +24,6 @@ pub mod track;
 
 /// The version of both programs; they are released together and refuse each other otherwise.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The version of libtorch that the engine is written for.
+pub const LIBTORCH: &str = "2.11.0";

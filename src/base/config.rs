@@ -135,10 +135,13 @@ impl Config {
         (0..self.num_hidden_layers).flat_map(|layer| self.layer_linears(layer)).collect()
     }
 
-    /// Weights of the model; tied ones count once.
+    /// Weights of the model; tied ones count once. Dimensions that no model has together
+    /// give the largest number there is.
     pub fn parameter_count(&self) -> u64 {
-        let count = |(_, shape): &(String, Vec<usize>)| shape.iter().product::<usize>() as u64;
-        self.tensors().iter().map(count).sum()
+        let count = |(_, shape): &(String, Vec<usize>)| {
+            shape.iter().fold(1, |count: u64, size| count.saturating_mul(*size as u64))
+        };
+        self.tensors().iter().map(count).fold(0, u64::saturating_add)
     }
 
     fn layer_linears(&self, layer: usize) -> Vec<Linear> {

@@ -28,11 +28,12 @@ pub struct BaseFolder {
 }
 
 /// Files of a base folder that are read beside the weights, where they exist.
-const SIDE_FILES: [&str; 5] = [
+const SIDE_FILES: [&str; 6] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "generation_config.json",
     "model.safetensors.index.json",
 ];
 

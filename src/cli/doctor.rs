@@ -9,10 +9,7 @@ use super::check::bytes;
 use super::exit::ExitStatus;
 use super::printer::Printer;
 use crate::diagnose::{Diagnose as _, Failure};
-use crate::{VERSION, job};
-
-/// The libtorch that the engine is written for.
-const LIBTORCH: &str = "2.11.0";
+use crate::{LIBTORCH, VERSION, job};
 
 /// Show what this machine has of what Heirloom needs, and what to do about the rest.
 ///

@@ -68,11 +68,6 @@ impl Printer {
         }
     }
 
-    /// Prints something that went well enough but that people should know.
-    pub fn warning(self, text: &str) {
-        self.note(&format!("{} {text}", "warning:".yellow().bold()));
-    }
-
     /// Prints a table of data to stdout.
     pub fn table<const N: usize>(
         self,

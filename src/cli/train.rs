@@ -9,7 +9,7 @@ use super::printer::Printer;
 use super::target::{self, Run};
 use crate::diagnose::{Diagnose, Failure};
 use crate::job::{self, Job};
-use crate::recipe::lock::{Lock, LockedData};
+use crate::recipe::lock::{Lock, LockedData, Size};
 use crate::recipe::plan::{Plan, PlannedFile};
 use crate::recipe::{self, Adapter, Literal};
 use crate::run::RunFolder;
@@ -54,8 +54,12 @@ enum TrainError {
     NothingToResume { run: PathBuf },
     #[error("the recipe is not the one that the run `{}` was begun with", run.display())]
     OtherRecipe { run: PathBuf, differences: Vec<String> },
+    #[error("{} not there when the run began", added(.files))]
+    OtherBase { files: Vec<PathBuf> },
     #[error("{} of {} may be used no longer", counted(*.rows), files(.changes))]
     OtherRows { rows: u64, changes: Vec<RowChange> },
+    #[error("the same rows make other tokens or steps than when the run began")]
+    OtherSize { differences: Vec<String> },
 }
 
 /// A file of rows on which the gate's verdict is another than it was.
@@ -68,6 +72,13 @@ struct RowChange {
 
 fn counted(rows: u64) -> String {
     if rows == 1 { "1 row".to_owned() } else { format!("{rows} rows") }
+}
+
+fn added(files: &[PathBuf]) -> String {
+    match files {
+        [file] => format!("`{}` was", file.display()),
+        _ => format!("{} files of the base were", files.len()),
+    }
 }
 
 fn files(changes: &[RowChange]) -> String {
@@ -95,6 +106,16 @@ impl Diagnose for TrainError {
                  another `--run`"
                     .to_owned()
             }
+            Self::OtherBase { .. } => {
+                "move it away, or train anew with another `--run`: it would change the model \
+                 or its tokens"
+                    .to_owned()
+            }
+            Self::OtherSize { .. } => {
+                "use the version of Heirloom that began the run, or train anew with another \
+                 `--run`"
+                    .to_owned()
+            }
             Self::OtherRows { .. } => {
                 "train anew with another `--run`: a run is one set of rows".to_owned()
             }
@@ -103,7 +124,12 @@ impl Diagnose for TrainError {
 
     fn details(&self) -> Vec<String> {
         match self {
-            Self::OtherRecipe { differences, .. } => differences.clone(),
+            Self::OtherRecipe { differences, .. } | Self::OtherSize { differences } => {
+                differences.clone()
+            }
+            Self::OtherBase { files } if files.len() > 1 => {
+                files.iter().map(|file| file.display().to_string()).collect()
+            }
             Self::OtherRows { changes, .. } => changes
                 .iter()
                 .map(|change| {
@@ -157,14 +183,16 @@ fn check_place(run: &RunFolder, resume: bool) -> Result<(), Failure> {
     }
 }
 
-/// Checks that a run may go on: the same recipe, the same inputs, and the same rows allowed
-/// now as when it began.
+/// Checks that a run may go on: the same recipe, the same inputs, the same rows allowed now
+/// as when it began, and the same steps made of them.
 fn resume(literal: &Literal, path: &Path) -> Result<(), Failure> {
     let run = target::open(path)?;
     same_recipe(literal, &run)?;
     run.lock.verify()?;
-    let plan = Plan::make(literal, Timestamp::now())?;
-    same_rows(&run.lock, &plan)
+    let plan = Plan::again(literal, &run.lock, Timestamp::now())?;
+    same_base(&run.lock, &plan)?;
+    same_rows(&run.lock, &plan)?;
+    same_size(&run.lock.training, &plan.training)
 }
 
 fn same_recipe(literal: &Literal, run: &Run) -> Result<(), Failure> {
@@ -188,6 +216,35 @@ fn differences(before: &str, now: &str) -> Vec<String> {
         lines.map(|line| format!("{mark} {}", line.trim())).collect::<Vec<_>>()
     };
     [only(before, now, "-"), only(now, before, "+")].concat()
+}
+
+/// The lock's files are as they were; so only one that is not in it can make a difference.
+fn same_base(lock: &Lock, plan: &Plan) -> Result<(), Failure> {
+    let unknown = |path: &&PathBuf| !lock.base.iter().any(|file| file.path == **path);
+    let files: Vec<PathBuf> = plan.base_files().iter().filter(unknown).cloned().collect();
+    if files.is_empty() { Ok(()) } else { Err(TrainError::OtherBase { files }.into()) }
+}
+
+fn same_size(before: &Size, now: &Size) -> Result<(), Failure> {
+    if before == now {
+        return Ok(());
+    }
+    let line = |(name, before, now): (&str, u64, u64)| {
+        (before != now).then(|| format!("{name}: {before} when the run began, {now} now"))
+    };
+    let mut differences: Vec<String> = [
+        ("tokens", before.tokens, now.tokens),
+        ("trained tokens", before.trained_tokens, now.trained_tokens),
+        ("conversations dropped", before.dropped_overlong, now.dropped_overlong),
+        ("steps", before.steps, now.steps),
+    ]
+    .into_iter()
+    .filter_map(line)
+    .collect();
+    if before.steps_by_epoch != now.steps_by_epoch {
+        differences.push("the steps of single passes".to_owned());
+    }
+    Err(TrainError::OtherSize { differences }.into())
 }
 
 fn same_rows(lock: &Lock, plan: &Plan) -> Result<(), Failure> {

@@ -115,6 +115,9 @@ pub enum ChatError {
     /// No token carries loss.
     #[error("no token of the conversation carries loss")]
     NothingTrained,
+    /// There is nothing from which to generate.
+    #[error("the chat template makes nothing of the conversation")]
+    EmptyPrompt,
     /// The tokenizer cannot tokenise a text, or cannot turn ids into text.
     #[error("the tokenizer cannot process a text")]
     Tokenize,
@@ -141,6 +144,7 @@ impl Diagnose for ChatError {
             Self::NoEndOfTurn { .. } => {
                 "let the template write `eos_token` or an end-of-turn token after each answer"
             }
+            Self::EmptyPrompt => "let the template write the messages and open the answer",
             Self::Tokenize => "check that `tokenizer.json` belongs to this model",
         };
         Some(hint.to_owned())
@@ -204,13 +208,20 @@ impl ChatEncoder {
         let encoding = encoding.map_err(|_| ChatError::Tokenize)?;
         let (tokens, offsets) = (encoding.get_ids().to_vec(), encoding.get_offsets());
         let mut trained = vec![train_on == TrainOn::All; tokens.len()];
-        if train_on == TrainOn::Assistant {
-            for (message, span) in self.assistant_spans(messages, &text)? {
-                let learned = self
-                    .learned_tokens(&text, span, &tokens, offsets)
-                    .ok_or(ChatError::NoEndOfTurn { message })?;
-                trained.get_mut(learned).ok_or(ChatError::Tokenize)?.fill(true);
-            }
+        if !messages.iter().any(|turn| turn.role == ASSISTANT) {
+            return Err(ChatError::NoAssistant);
+        }
+        let turns = messages.iter().enumerate().filter(|(_, turn)| turn.role == ASSISTANT);
+        for (message, _) in turns {
+            let span = match self.assistant_span(messages, message, &text) {
+                // Where everything is learned, a turn need not be told from those around it.
+                Err(ChatError::NotAPrefix { .. }) if train_on == TrainOn::All => continue,
+                span => span?,
+            };
+            let learned = self
+                .learned_tokens(&text, span, &tokens, offsets)
+                .ok_or(ChatError::NoEndOfTurn { message })?;
+            trained.get_mut(learned).ok_or(ChatError::Tokenize)?.fill(true);
         }
         if let Some(first) = trained.first_mut() {
             *first = false;
@@ -221,21 +232,17 @@ impl ChatEncoder {
         Ok(Document { tokens, trained })
     }
 
-    /// Tokens that ask the assistant for its next turn.
+    /// Tokens that ask the assistant for its next turn, at least one.
     pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, ChatError> {
         let text = self.render(messages, true)?;
         let encoding = self.tokenizer.encode_fast(text.as_str(), false);
-        Ok(encoding.map_err(|_| ChatError::Tokenize)?.get_ids().to_vec())
+        let tokens = encoding.map_err(|_| ChatError::Tokenize)?.get_ids().to_vec();
+        if tokens.is_empty() { Err(ChatError::EmptyPrompt) } else { Ok(tokens) }
     }
 
     /// The text of generated tokens, special tokens left out.
     pub fn decode(&self, tokens: &[u32]) -> Result<String, ChatError> {
         self.tokenizer.decode(tokens, true).map_err(|_| ChatError::Tokenize)
-    }
-
-    /// The text of one token as the tokenizer's vocabulary spells it.
-    pub fn token(&self, id: u32) -> Option<String> {
-        self.tokenizer.id_to_token(id)
     }
 
     /// Tokens at which generation ends: `eos_token`, those of `generation_config.json`, and
@@ -254,33 +261,27 @@ impl ChatEncoder {
         rendered.map_err(|Failed { line, reason }| ChatError::Render { line, reason })
     }
 
-    /// Bytes of `text` that each turn of the assistant adds to what the model is given.
-    fn assistant_spans(
+    /// Bytes of `text` that one turn of the assistant adds to what the model is given.
+    fn assistant_span(
         &self,
         messages: &[Message],
+        message: usize,
         text: &str,
-    ) -> Result<Vec<(usize, Range<usize>)>, ChatError> {
-        let mut spans = Vec::new();
-        for (message, turn) in messages.iter().enumerate() {
-            if turn.role != ASSISTANT {
-                continue;
-            }
-            let before = self.render(&messages[..message], true)?;
-            let end = if message + 1 == messages.len() {
-                text.len()
-            } else {
-                let through = self.render(&messages[..=message], false)?;
-                if !text.starts_with(&through) {
-                    return Err(ChatError::NotAPrefix { message });
-                }
-                through.len()
-            };
-            if before.len() > end || !text.starts_with(&before) {
+    ) -> Result<Range<usize>, ChatError> {
+        let before = self.render(&messages[..message], true)?;
+        let end = if message + 1 == messages.len() {
+            text.len()
+        } else {
+            let through = self.render(&messages[..=message], false)?;
+            if !text.starts_with(&through) {
                 return Err(ChatError::NotAPrefix { message });
             }
-            spans.push((message, before.len()..end));
+            through.len()
+        };
+        if before.len() > end || !text.starts_with(&before) {
+            return Err(ChatError::NotAPrefix { message });
         }
-        if spans.is_empty() { Err(ChatError::NoAssistant) } else { Ok(spans) }
+        Ok(before.len()..end)
     }
 
     /// Tokens wholly inside `span`, through the special token that closes it. `None` when

@@ -100,21 +100,33 @@ fn stop_ids_come_from_all_three_places() {
 
 #[test]
 fn a_chat_with_no_assistant_turn_is_refused() {
-    let refused = encoder(TEMPLATE).encode(&chat(&[("user", "hi")]), TrainOn::Assistant);
-    assert!(matches!(refused, Err(ChatError::NoAssistant)), "{refused:?}");
+    for train_on in [TrainOn::Assistant, TrainOn::All] {
+        let refused = encoder(TEMPLATE).encode(&chat(&[("user", "hi")]), train_on);
+        assert!(matches!(refused, Err(ChatError::NoAssistant)), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_template_that_writes_nothing_gives_no_prompt() {
+    for template in ["", "{% for m in messages %}{% endfor %}"] {
+        let refused = encoder(template).prompt(&chat(&[("user", "hi")]));
+        assert!(matches!(refused, Err(ChatError::EmptyPrompt)), "{refused:?}");
+    }
 }
 
 #[test]
 fn a_template_that_never_closes_the_answer_is_refused() {
     let open = TEMPLATE.replace("<|end|>", "");
     let messages = chat(&[("user", "hi"), ("assistant", "yes")]);
-    let refused = encoder(&open).encode(&messages, TrainOn::Assistant);
-    assert!(matches!(refused, Err(ChatError::NoEndOfTurn { message: 1 })), "{refused:?}");
     // Text after the special token would be learned by nobody.
     let trailing =
         TEMPLATE.replace("<|end|>\\n", "<|end|>bye\\n").replace("<|end|>\n", "<|end|>bye\n");
-    let refused = encoder(&trailing).encode(&messages, TrainOn::Assistant);
-    assert!(matches!(refused, Err(ChatError::NoEndOfTurn { message: 1 })), "{refused:?}");
+    for template in [open, trailing] {
+        for train_on in [TrainOn::Assistant, TrainOn::All] {
+            let refused = encoder(&template).encode(&messages, train_on);
+            assert!(matches!(refused, Err(ChatError::NoEndOfTurn { message: 1 })), "{refused:?}");
+        }
+    }
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub enum Reason {
     Missing,
     /// A consent value that nobody defined, or that says it is unknown.
     Unknown,
-    /// Withdrawn, revoked, invalidated, refused or objected to.
+    /// Withdrawn, revoked, invalidated, refused or objected to, or so by the planned end.
     Withdrawn,
     /// Never given: requested, deferred.
     NotGiven,
@@ -99,6 +99,10 @@ pub const COLUMNS: [&str; 8] = [
     "consent_record_id",
 ];
 
+/// The column that names, by a digest, whom a row is about. It need not be there, and only
+/// whether it is null is ever looked at.
+pub const SUBJECT: &str = "subject_ref";
+
 /// The footer key of a consent-bearing Parquet file.
 pub const FOOTER_KEY: &str = "consent.v1";
 
@@ -123,6 +127,8 @@ pub struct ConsentRow<'a> {
     pub withdrawn_at: Option<Timestamp>,
     /// The consent record that the row rests on.
     pub record_id: Option<&'a str>,
+    /// Whether the row names whom it is about.
+    pub has_subject: bool,
 }
 
 /// What the footer of a file says of all its rows.
@@ -175,7 +181,9 @@ enum Standing {
 /// The first reason that applies, in the order of [`Reason`]. Besides the obvious:
 /// - A status that says no (withdrawn, refused, objected to, expired) says so whatever the
 ///   basis; one that says "not yet" only matters where the basis is consent.
-/// - A basis and a status that contradict each other are unknown.
+/// - A withdrawal dated before the planned end of the run is one already.
+/// - A basis and a status that contradict each other are unknown, and so is a row about
+///   nobody that names whom it is about.
 /// - An ask with no purpose or no processing is only met by rows about nobody.
 pub fn judge(row: &ConsentRow<'_>, ask: &Ask, defaults: &Defaults) -> Result<(), Reason> {
     let (Some(basis), Some(status), Some(purposes), Some(processing), true) =
@@ -195,12 +203,12 @@ pub fn judge(row: &ConsentRow<'_>, ask: &Ask, defaults: &Defaults) -> Result<(),
     let standing = standing(status).filter(|_| is_basis(basis)).ok_or(Reason::Unknown)?;
     let not_applicable = standing == Standing::NotApplicable;
     if *defaults == Defaults::Unknown
-        || (about_nobody && !not_applicable)
+        || (about_nobody && (!not_applicable || row.has_subject))
         || (by_consent && not_applicable)
     {
         return Err(Reason::Unknown);
     }
-    if standing == Standing::Ended || row.withdrawn_at.is_some_and(|at| at <= ask.at) {
+    if standing == Standing::Ended || row.withdrawn_at.is_some_and(|at| at <= ask.until) {
         return Err(Reason::Withdrawn);
     }
     let not_yet = standing == Standing::NotGiven || row.given_at.is_some_and(|at| at > ask.at);

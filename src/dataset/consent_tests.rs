@@ -32,6 +32,7 @@ fn good() -> ConsentRow<'static> {
         expires_at: Some(day(100)),
         withdrawn_at: None,
         record_id: Some("urn:uuid:1"),
+        has_subject: false,
     }
 }
 
@@ -88,6 +89,13 @@ fn a_basis_and_a_status_that_contradict_each_other_are_unknown() {
         row.record_id = None;
     });
     assert_eq!(nobody, Ok(()));
+    let somebody = after(|row| {
+        row.basis = Some("not_personal_data");
+        row.status = Some("not_applicable");
+        row.has_subject = true;
+    });
+    assert_eq!(somebody, Err(Reason::Unknown));
+    assert_eq!(after(|row| row.has_subject = true), Ok(()));
 }
 
 #[test]
@@ -99,6 +107,13 @@ fn an_ended_consent_is_withdrawn_on_any_basis() {
         }
     }
     assert_eq!(after(|row| row.withdrawn_at = Some(day(10))), Err(Reason::Withdrawn));
+}
+
+#[test]
+fn a_withdrawal_up_to_the_planned_end_is_one_already() {
+    assert_eq!(after(|row| row.withdrawn_at = Some(day(11))), Err(Reason::Withdrawn));
+    let later = day(11) + jiff::SignedDuration::from_micros(1);
+    assert_eq!(after(|row| row.withdrawn_at = Some(later)), Ok(()));
 }
 
 #[test]
@@ -211,9 +226,10 @@ fn plainly(row: &ConsentRow<'_>, ask: &Ask, defaults: &Defaults) -> Result<(), R
     rule(absent, Reason::Missing);
     rule(!known || !defined(bases, basis) || !defined(statuses, status), Reason::Unknown);
     rule(!personal && status != "not_applicable", Reason::Unknown);
+    rule(!personal && row.has_subject, Reason::Unknown);
     rule(basis == "consent" && status == "not_applicable", Reason::Unknown);
     rule(defined("refused withdrawn revoked invalidated objected", status), Reason::Withdrawn);
-    rule(row.withdrawn_at.is_some_and(|at| at <= ask.at), Reason::Withdrawn);
+    rule(row.withdrawn_at.is_some_and(|at| at <= ask.until), Reason::Withdrawn);
     rule(basis == "consent" && defined("requested deferred", status), Reason::NotGiven);
     rule(basis == "consent" && row.given_at > Some(ask.at), Reason::NotGiven);
     rule(status == "expired", Reason::Expired);
@@ -263,10 +279,11 @@ prop_compose! {
         expires_at in instant(),
         withdrawn_at in proptest::option::weighted(0.2, (8_i64..14).prop_map(day)),
         record_id in some(one_of(&["urn:1", "urn:2", ""])),
+        has_subject: bool,
     ) -> ConsentRow<'static> {
         ConsentRow {
             complete, basis, status, purposes, processing, given_at, expires_at, withdrawn_at,
-            record_id,
+            record_id, has_subject,
         }
     }
 }

@@ -44,6 +44,25 @@ pub enum DatasetError {
         /// The length of a window.
         sequence_length: usize,
     },
+    /// A held-out conversation, and the answer to it, is longer than the base was made for.
+    #[error(
+        "row {row} (counted from 0, record `{record_id}`) of `{path}` has {tokens} tokens{}, more than the {positions} positions of the base",
+        answered(*.answer)
+    )]
+    BeyondPositions {
+        /// The file.
+        path: PathBuf,
+        /// Row of the file, from 0.
+        row: u64,
+        /// Its id.
+        record_id: String,
+        /// Its length.
+        tokens: usize,
+        /// Length of the answer that is generated; 0 for none.
+        answer: usize,
+        /// The base's `max_position_embeddings`.
+        positions: usize,
+    },
     /// The gate let nothing through.
     #[error("no row of {split} is left after the consent gate: {}", verdict(.counts))]
     NoRowLeft {
@@ -77,6 +96,10 @@ impl Diagnose for DatasetError {
                 Self::Overlong { .. } => {
                     "raise `data.sequence_length`, or leave such rows out with `overlong: drop`"
                 }
+                Self::BeyondPositions { answer: 0, .. } => "shorten or remove the row",
+                Self::BeyondPositions { .. } => {
+                    "lower the suite's `max_new_tokens`, or shorten or remove the row"
+                }
                 Self::NoRowLeft { .. } => {
                     "compare `data.purpose` and `data.processing` with what the rows' consent \
                  columns allow; a file without a `consent.v1` footer counts as unknown"
@@ -95,6 +118,11 @@ impl Diagnose for DatasetError {
             _ => Blame::User,
         }
     }
+}
+
+/// ` and an answer of up to 128`, or nothing.
+fn answered(answer: usize) -> String {
+    if answer == 0 { String::new() } else { format!(" and an answer of up to {answer}") }
 }
 
 /// `12 rows: 4 expired, 8 missing`.

@@ -12,7 +12,7 @@ use arrow::record_batch::RecordBatch;
 use jiff::Timestamp;
 
 use super::chat::Message;
-use super::consent::ConsentRow;
+use super::consent::{self, ConsentRow};
 use super::source::SourceError;
 
 /// The rows of one row group. Texts stay in the columns until a row is asked for.
@@ -31,6 +31,7 @@ pub struct RowGroup {
     given_at: Vec<Option<Timestamp>>,
     expires_at: Vec<Option<Timestamp>>,
     withdrawn_at: Vec<Option<Timestamp>>,
+    has_subject: Vec<bool>,
 }
 
 impl RowGroup {
@@ -61,6 +62,7 @@ impl RowGroup {
             given_at: instants("consent_given_at"),
             expires_at: instants("consent_expires_at"),
             withdrawn_at: instants("consent_withdrawn_at"),
+            has_subject: rows.column_by_name(consent::SUBJECT).map(not_null).unwrap_or_default(),
             path,
             first_row,
             complete,
@@ -104,6 +106,7 @@ impl RowGroup {
             expires_at: self.expires_at.get(row).copied().flatten(),
             withdrawn_at: self.withdrawn_at.get(row).copied().flatten(),
             record_id: text(&self.consent_record_id, row),
+            has_subject: self.has_subject.get(row).copied().unwrap_or(false),
         }
     }
 
@@ -146,6 +149,14 @@ fn texts(column: &Option<ListArray>, row: usize) -> Option<Vec<&str>> {
     let values = column.values().as_string_opt::<i32>()?;
     let indices = usize::try_from(*start).ok()?..usize::try_from(*end).ok()?;
     Some(indices.filter(|index| values.is_valid(*index)).map(|i| values.value(i)).collect())
+}
+
+/// Which values are there, whatever their type.
+fn not_null(column: &ArrayRef) -> Vec<bool> {
+    match column.logical_nulls() {
+        Some(nulls) => nulls.iter().collect(),
+        None => vec![true; column.len()],
+    }
 }
 
 /// Instants beyond the calendar are the calendar's ends, so that comparisons still hold.

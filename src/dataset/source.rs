@@ -163,7 +163,7 @@ impl SourceFile {
         check_columns(path, fields)?;
         let wanted = fields.iter().enumerate().filter(|(_, field)| {
             let name = field.name().as_str();
-            REQUIRED.contains(&name) || consent::COLUMNS.contains(&name)
+            REQUIRED.contains(&name) || consent::COLUMNS.contains(&name) || name == consent::SUBJECT
         });
         let roots: Vec<usize> = wanted.map(|(index, _)| index).collect();
         let projection = ProjectionMask::roots(metadata.parquet_schema(), roots);

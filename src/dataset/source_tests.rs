@@ -62,6 +62,34 @@ fn a_missing_consent_column_leaves_every_row_missing() {
 }
 
 #[test]
+fn a_row_about_nobody_that_names_somebody_is_unknown() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    let mut rows = rows(2);
+    for row in &mut rows {
+        (row.basis, row.status) = (Some("not_personal_data"), Some("not_applicable"));
+    }
+    let batch = fixture::batch(&rows);
+    let subjects = [Some([7; 32]), None].into_iter();
+    let subjects =
+        arrow::array::FixedSizeBinaryArray::try_from_sparse_iter_with_size(subjects, 32).unwrap();
+    let mut columns: Vec<(String, arrow::array::ArrayRef)> = batch
+        .schema()
+        .fields()
+        .iter()
+        .zip(batch.columns())
+        .map(|(field, values)| (field.name().clone(), values.clone()))
+        .collect();
+    columns.push(("subject_ref".to_owned(), std::sync::Arc::new(subjects)));
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    fixture::write_batch(&path, &batch, 4, Some(fixture::FOOTER));
+    let file = SourceFile::open(&path).unwrap();
+    let group = file.read_group(0).unwrap();
+    let verdict = |row| judge(&group.consent(row), &fixture::ask(), file.defaults());
+    assert_eq!((verdict(0), verdict(1)), (Err(Reason::Unknown), Ok(())));
+}
+
+#[test]
 fn a_missing_column_is_named_with_those_that_are_there() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.parquet");

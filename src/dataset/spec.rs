@@ -3,15 +3,13 @@
 //! Owns finding the files that a recipe names and turning its words into the stream's
 //! numbers. Does not open the files.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::consent::Ask;
 use super::source::{self, SourceError};
 use crate::recipe::lock::{Lock, Split};
-use crate::recipe::{Overlong, Recipe, TrainOn};
-
-/// Most tokens of one forward pass where the recipe does not say.
-const DEFAULT_MICRO_BATCH_TOKENS: usize = 8192;
+use crate::recipe::{DEFAULT_MICRO_BATCH_TOKENS, Overlong, Recipe, TrainOn};
 
 /// One file of a split.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +45,8 @@ pub struct Spec {
     pub epochs: u32,
     /// Stop after so many optimiser steps. The stream itself goes on to the last epoch.
     pub max_steps: Option<u64>,
+    /// Longest answer that is generated to a row of each suite, in tokens.
+    pub max_new_tokens: BTreeMap<String, usize>,
 }
 
 impl Spec {
@@ -93,6 +93,11 @@ impl Spec {
                 .unwrap_or(train.tokens_per_step.min(DEFAULT_MICRO_BATCH_TOKENS)),
             epochs: train.epochs,
             max_steps: train.max_steps,
+            max_new_tokens: data
+                .test
+                .iter()
+                .map(|suite| (suite.name.clone(), suite.max_new_tokens))
+                .collect(),
         }
     }
 

@@ -39,6 +39,7 @@ impl World {
             micro_batch_tokens: 128,
             epochs: 2,
             max_steps: None,
+            max_new_tokens: Default::default(),
         }
     }
 
@@ -177,19 +178,19 @@ fn a_conversation_longer_than_a_window_is_refused_or_dropped() {
         "{error:?}"
     );
     assert!(matches!(
-        survey(&world.spec(), &world.encoder),
+        survey(&world.spec(), &world.encoder, usize::MAX),
         Err(DatasetError::Overlong { row: 7, .. })
     ));
     let drop = Spec { overlong: Overlong::Drop, ..world.spec() };
     let steps = world.steps(&drop, Position::default());
     assert!(!visited(&world, &steps, 0).contains(&17));
-    let size = survey(&drop, &world.encoder).unwrap().size;
+    let size = survey(&drop, &world.encoder, usize::MAX).unwrap().size;
     assert_eq!(size.dropped_overlong, 1);
     assert_eq!(size.steps, steps.len() as u64);
     let tiny = Spec { sequence_length: 4, ..drop };
     assert!(matches!(world.first_error(&tiny), DatasetError::AllOverlong { dropped: 24, .. }));
     assert!(matches!(
-        survey(&tiny, &world.encoder),
+        survey(&tiny, &world.encoder, usize::MAX),
         Err(DatasetError::AllOverlong { dropped: 24, .. })
     ));
 }
@@ -202,7 +203,7 @@ fn a_gate_that_lets_nothing_through_is_an_error_with_its_counts() {
     let expected = "no row of `data.train` is left after the consent gate: \
                     30 rows seen, 6 withdrawn, 24 not for this processing";
     assert_eq!(world.first_error(&spec).to_string(), expected);
-    assert_eq!(survey(&spec, &world.encoder).unwrap_err().to_string(), expected);
+    assert_eq!(survey(&spec, &world.encoder, usize::MAX).unwrap_err().to_string(), expected);
 }
 
 #[test]
@@ -210,9 +211,10 @@ fn a_chat_with_no_assistant_turn_is_named_by_file_and_row_and_never_quoted() {
     let mut rows = mixed_rows(30);
     rows[3].messages = vec![("user", "my secret".to_owned())];
     let world = World::new(&rows, 4);
-    for error in
-        [world.first_error(&world.spec()), survey(&world.spec(), &world.encoder).unwrap_err()]
-    {
+    for error in [
+        world.first_error(&world.spec()),
+        survey(&world.spec(), &world.encoder, usize::MAX).unwrap_err(),
+    ] {
         let DatasetError::Row { path, row: 3, record_id, source } = &error else {
             panic!("{error:?}")
         };
@@ -263,7 +265,7 @@ proptest! {
             prop_assert_eq!(&world.steps(&spec, step.position)[..], &steps[index + 1..]);
         }
         // The survey counts the very same steps and tokens.
-        let size = survey(&spec, &world.encoder).unwrap().size;
+        let size = survey(&spec, &world.encoder, usize::MAX).unwrap().size;
         let of_epoch = |epoch| steps.iter().filter(|s| s.epoch == epoch).count() as u64;
         prop_assert_eq!(&size.steps_by_epoch[..], &[of_epoch(0), of_epoch(1)]);
         let batches = steps.iter().filter(|s| s.epoch == 0).flat_map(|s| &s.micro_batches);

@@ -10,11 +10,13 @@ use sha2::{Digest, Sha256};
 use super::chat::{ChatEncoder, Document};
 use super::consent::Counts;
 use super::error::{DatasetError, split_name};
+use super::group::RowGroup;
 use super::order::{EpochOrder, Fit, NextFit};
 use super::rows::{Fate, any_row, training_row};
 use super::source::SourceFile;
 use super::spec::{Spec, SplitFile};
 use crate::files::hex;
+use crate::recipe::TrainOn;
 use crate::recipe::lock::{Size, Split};
 
 /// What a file holds.
@@ -37,16 +39,22 @@ pub struct Survey {
     pub size: Size,
 }
 
-/// Reads, judges and tokenises every row of every split once.
+/// Reads, judges and tokenises every row of every split once, for a base that was made for
+/// sequences of so many `positions`.
 ///
 /// A row that cannot be tokenised, a training row that is too long (unless such rows are
-/// dropped) and a split of which no row is left are errors here, before any training.
-pub fn survey(spec: &Spec, encoder: &ChatEncoder) -> Result<Survey, DatasetError> {
+/// dropped), a held-out row for which the base has too few positions and a split of which no
+/// row is left are errors here, before any training.
+pub fn survey(
+    spec: &Spec,
+    encoder: &ChatEncoder,
+    positions: usize,
+) -> Result<Survey, DatasetError> {
     let mut files = Vec::with_capacity(spec.files.len());
     let mut training = Training::default();
     for file in &spec.files {
         let into = (file.split == Split::Train).then_some(&mut training);
-        files.push(survey_file(spec, encoder, file, into)?);
+        files.push(survey_file(spec, encoder, positions, file, into)?);
     }
     refuse_empty_splits(&files)?;
     if training.size.tokens == 0 && training.size.dropped_overlong > 0 {
@@ -55,10 +63,7 @@ pub fn survey(spec: &Spec, encoder: &ChatEncoder) -> Result<Survey, DatasetError
             sequence_length: spec.sequence_length,
         });
     }
-    let steps_by_epoch: Vec<u64> =
-        (0..spec.epochs).map(|epoch| steps(spec, &training.lengths, epoch)).collect();
-    let all = steps_by_epoch.iter().sum();
-    let steps = spec.max_steps.map_or(all, |most| most.min(all));
+    let (steps_by_epoch, steps) = count_steps(spec, &training.lengths);
     Ok(Survey { files, size: Size { steps_by_epoch, steps, ..training.size } })
 }
 
@@ -95,6 +100,7 @@ impl Training {
 fn survey_file(
     spec: &Spec,
     encoder: &ChatEncoder,
+    positions: usize,
     file: &SplitFile,
     mut training: Option<&mut Training>,
 ) -> Result<SurveyedFile, DatasetError> {
@@ -102,9 +108,19 @@ fn survey_file(
     let (mut rows, mut used) = (Counts::default(), Sha256::new());
     for group in 0..source.group_rows().len() {
         let group = source.read_group(group)?;
-        let fate = |row| match file.split {
-            Split::Train => training_row(spec, encoder, source.defaults(), &group, row),
-            _ => any_row(&spec.ask, spec.train_on, encoder, source.defaults(), &group, row),
+        let defaults = source.defaults();
+        let fate = |row| {
+            let (train_on, answer) = match &file.split {
+                Split::Train => return training_row(spec, encoder, defaults, &group, row),
+                Split::Validation => (spec.train_on, 0),
+                // Suites are about what the assistant says, whatever was trained on.
+                Split::Test(suite) => {
+                    (TrainOn::Assistant, spec.max_new_tokens.get(suite).copied().unwrap_or(0))
+                }
+            };
+            let fate = any_row(&spec.ask, train_on, encoder, defaults, &group, row)?;
+            refuse_beyond(positions, &fate, answer, &group, row)?;
+            Ok(fate)
         };
         // Collected in order first, so that of several bad rows the first is always named.
         let fates: Vec<Result<Fate, _>> = (0..group.len()).into_par_iter().map(fate).collect();
@@ -125,6 +141,30 @@ fn survey_file(
     Ok(SurveyedFile { file: file.clone(), rows, used_sha256: hex(&used.finalize()) })
 }
 
+/// Refuses a held-out row that needs more than so many positions, with an answer of so many
+/// tokens after it.
+fn refuse_beyond(
+    positions: usize,
+    fate: &Fate,
+    answer: usize,
+    group: &RowGroup,
+    row: usize,
+) -> Result<(), DatasetError> {
+    let Fate::Used(document) = fate else { return Ok(()) };
+    let tokens = document.tokens.len();
+    if tokens.saturating_add(answer) <= positions {
+        return Ok(());
+    }
+    Err(DatasetError::BeyondPositions {
+        path: group.path().to_owned(),
+        row: group.row_in_file(row),
+        record_id: group.record_id(row).to_owned(),
+        tokens,
+        answer,
+        positions,
+    })
+}
+
 fn refuse_empty_splits(files: &[SurveyedFile]) -> Result<(), DatasetError> {
     for surveyed in files {
         let split = &surveyed.file.split;
@@ -137,6 +177,21 @@ fn refuse_empty_splits(files: &[SurveyedFile]) -> Result<(), DatasetError> {
         }
     }
     Ok(())
+}
+
+/// Steps of every pass that is begun, and of the run.
+fn count_steps(spec: &Spec, lengths: &[Vec<u32>]) -> (Vec<u64>, u64) {
+    let most = spec.max_steps.unwrap_or(u64::MAX);
+    let (mut by_epoch, mut all) = (Vec::new(), 0);
+    for epoch in 0..spec.epochs {
+        if all >= most {
+            break;
+        }
+        let steps = steps(spec, lengths, epoch);
+        by_epoch.push(steps);
+        all += steps;
+    }
+    (by_epoch, all.min(most))
 }
 
 /// Steps of one pass, by placing lengths instead of documents.

@@ -5,12 +5,9 @@
 //! Only what the program read or computed itself is stated. Text of rows stays in the run
 //! folder: of an evaluation, only its numbers and its digest go into the release.
 
-use std::io::{self, BufRead};
 use std::path::{Path, PathBuf};
 
-use fs_err as fs;
 use jiff::Timestamp;
-use serde_json::Value;
 
 use super::MANIFEST;
 use super::card::{self, Card};
@@ -25,7 +22,6 @@ use crate::job::ExportKind;
 use crate::recipe::Recipe;
 use crate::recipe::lock::Lock;
 use crate::run::RunFolder;
-use crate::track::StepMetrics;
 
 mod error;
 mod predicate;
@@ -44,7 +40,7 @@ pub struct Facts<'a> {
     pub lock: &'a Lock,
     /// Shape of the payload.
     pub kind: ExportKind,
-    /// How training went; see [`training_of`].
+    /// How training went.
     pub training: Training,
     /// When training ended.
     pub finished: Timestamp,
@@ -192,27 +188,4 @@ fn digest_of(path: &Path) -> Result<Digests, ReleaseError> {
     sha256_of_file(path)
         .map(sha256)
         .map_err(|source| ReleaseError::Unreadable { path: path.to_owned(), source })
-}
-
-/// Summary of a run's `metrics.jsonl`: its last step. `peak_memory_bytes` is not in it.
-pub fn training_of(metrics: &Path) -> Result<Training, ReleaseError> {
-    let unreadable = |source| ReleaseError::Unreadable { path: metrics.to_owned(), source };
-    let file = fs::File::open(metrics).map_err(unreadable)?;
-    let mut training = Training { steps: 0, tokens: 0, seconds: 0.0, peak_memory_bytes: None };
-    for (index, line) in io::BufReader::new(file).lines().enumerate() {
-        let line = line.map_err(unreadable)?;
-        let wrong = |error: serde_json::Error| ReleaseError::Run {
-            path: metrics.to_owned(),
-            line: index + 1,
-            what: error.to_string(),
-        };
-        let object: Value = serde_json::from_str(&line).map_err(wrong)?;
-        if object.get("validation_loss").is_none() {
-            let step: StepMetrics = serde_json::from_value(object).map_err(wrong)?;
-            training.steps = step.step;
-            training.tokens = step.tokens;
-            training.seconds = step.seconds;
-        }
-    }
-    Ok(training)
 }

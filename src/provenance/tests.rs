@@ -58,11 +58,7 @@ impl Finished {
         write(&base.join("LICENSE"), "Apache License\n");
         let run = RunFolder::new(place.path().join("runs/quickstart"));
         write(&run.consent_report(), "{}\n");
-        let step = json!({"step": 40, "epoch": 1.0, "loss": 0.5, "lr": 1e-4, "grad_norm": 1.0,
-            "tokens": 163_840, "trained_tokens": 900, "tokens_per_second": 3e3, "seconds": 61.5});
-        let validation = json!({"step": 40, "epoch": 1.0, "validation_loss": 0.4,
-            "validation_tokens": 512, "seconds": 62.0});
-        write(&run.metrics(), &format!("{step}\n{validation}\n"));
+        write(&run.metrics(), "{}\n");
         let scores =
             |exact_match, loss| json!({"exact_match": exact_match, "loss": loss, "tokens": 800});
         let report = json!({"suite": "catalogue", "rows": 200, "target": scores(0.955, 0.04),
@@ -118,10 +114,7 @@ impl Finished {
             recipe: &self.recipe,
             lock: &self.lock,
             kind,
-            training: Training {
-                peak_memory_bytes,
-                ..release::training_of(&self.run.metrics()).unwrap()
-            },
+            training: Training { steps: 40, tokens: 163_840, seconds: 61.5, peak_memory_bytes },
             finished: instant("2026-11-20T08:01:02.5Z"),
             device: "cpu",
             libtorch: "2.11.0",

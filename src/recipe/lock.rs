@@ -85,7 +85,8 @@ pub struct Size {
     pub trained_tokens: u64,
     /// Conversations left out of a pass because they are longer than a window.
     pub dropped_overlong: u64,
-    /// Optimiser steps of each pass.
+    /// Optimiser steps of each whole pass; passes that `train.max_steps` never begins are not
+    /// counted.
     pub steps_by_epoch: Vec<u64>,
     /// Optimiser steps of the run: the sum, or `train.max_steps` if that is less.
     pub steps: u64,

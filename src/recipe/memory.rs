@@ -16,14 +16,11 @@
 
 use serde::Serialize;
 
-use super::{Adapter, Dtype, Recipe};
+use super::{Adapter, DEFAULT_MICRO_BATCH_TOKENS, Dtype, Recipe};
 use crate::base::Config;
 
 /// Bytes of a weight, a gradient or a moment in f32.
 const F32: u64 = 4;
-
-/// Most tokens of a forward pass where the recipe does not say.
-const MAX_MICRO_BATCH: usize = 8192;
 
 /// Estimated bytes, by what they are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -49,26 +46,97 @@ impl Memory {
             Adapter::Lora(_) => total,
             Adapter::Full => 0,
         };
-        let step = recipe.train.tokens_per_step;
-        let tokens = recipe.train.micro_batch_tokens.unwrap_or(MAX_MICRO_BATCH).min(step) as u64;
-        let queries = (config.num_attention_heads * config.head_dim) as u64;
-        let keys = (config.num_key_value_heads * config.head_dim) as u64;
-        let width = 6 * config.hidden_size as u64
-            + 2 * queries
-            + 2 * keys
-            + 4 * config.intermediate_size as u64;
+        let train = &recipe.train;
+        let tokens = train.micro_batch_tokens.unwrap_or(DEFAULT_MICRO_BATCH_TOKENS);
+        let tokens = tokens.min(train.tokens_per_step) as u64;
+        let head = config.head_dim as u64;
+        let width = sum(&[
+            product(&[6, config.hidden_size as u64]),
+            product(&[2, config.num_attention_heads as u64, head]),
+            product(&[2, config.num_key_value_heads as u64, head]),
+            product(&[4, config.intermediate_size as u64]),
+        ]);
         let layers = config.num_hidden_layers as u64;
-        let output = 3 * F32 * tokens * config.vocab_size as u64;
+        let output = product(&[3, F32, tokens, config.vocab_size as u64]);
+        let kept = product(&[tokens, layers, bytes, width]);
         Self {
-            weights: frozen * bytes + trained * F32,
-            gradients: trained * F32,
-            optimizer: 2 * trained * F32,
-            activations: tokens * layers * bytes * width + output,
+            weights: sum(&[product(&[frozen, bytes]), product(&[trained, F32])]),
+            gradients: product(&[trained, F32]),
+            optimizer: product(&[2, trained, F32]),
+            activations: sum(&[kept, output]),
         }
     }
 
     /// Everything together.
     pub fn total(&self) -> u64 {
-        self.weights + self.gradients + self.optimizer + self.activations
+        sum(&[self.weights, self.gradients, self.optimizer, self.activations])
+    }
+}
+
+// What is beyond all memory there is need not be told apart.
+
+fn product(factors: &[u64]) -> u64 {
+    factors.iter().fold(1, |product, factor| product.saturating_mul(*factor))
+}
+
+fn sum(parts: &[u64]) -> u64 {
+    parts.iter().fold(0, |sum, part| sum.saturating_add(*part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe() -> Recipe {
+        let recipe = serde_json::json!({
+            "heirloom": 1, "name": "test", "base": {"model": "base"},
+            "adapter": {"lora": {"rank": 2, "alpha": 4}},
+            "data": {"purpose": ["dpv:ServiceProvision"], "sequence_length": 128,
+                     "train": [{"path": "train.parquet", "format": "chat"}]},
+            "train": {"epochs": 1, "tokens_per_step": 256, "seed": 7,
+                      "optimizer": {"adamw": {"lr": 0.001}}}
+        });
+        serde_json::from_value(recipe).unwrap()
+    }
+
+    fn config(size: usize) -> Config {
+        Config {
+            vocab_size: size,
+            hidden_size: size,
+            intermediate_size: size,
+            num_hidden_layers: size,
+            num_attention_heads: size,
+            num_key_value_heads: size,
+            head_dim: size,
+            max_position_embeddings: size,
+            rms_norm_eps: 1e-6,
+            rope_theta: 10_000.0,
+            tie_word_embeddings: false,
+            initializer_range: 0.02,
+            dtype: Dtype::Float32,
+        }
+    }
+
+    #[test]
+    fn the_parts_are_those_of_the_table() {
+        let memory = Memory::estimate(&recipe(), &config(2), 1000, 10);
+        let expected = Memory {
+            weights: 1000 * 4 + 10 * 4,
+            gradients: 10 * 4,
+            optimizer: 10 * 8,
+            activations: 256 * 2 * 4 * (12 + 8 + 8 + 8) + 12 * 256 * 2,
+        };
+        assert_eq!(memory, expected);
+        assert_eq!(memory.total(), 4040 + 40 + 80 + 73_728 + 6144);
+    }
+
+    #[test]
+    fn numbers_beyond_all_memory_stay_the_largest_number() {
+        let mut recipe = recipe();
+        recipe.train.tokens_per_step = usize::MAX;
+        recipe.train.micro_batch_tokens = Some(usize::MAX);
+        let memory = Memory::estimate(&recipe, &config(1 << 24), u64::MAX, u64::MAX);
+        assert_eq!(memory.activations, u64::MAX);
+        assert_eq!(memory.total(), u64::MAX);
     }
 }

@@ -257,7 +257,7 @@ pub struct Train {
     /// Size of an optimiser step in tokens: so many windows of `data.sequence_length`.
     pub tokens_per_step: usize,
     /// Most tokens in one forward pass; larger steps accumulate. `null`: the whole step, at
-    /// most 8192.
+    /// most [`DEFAULT_MICRO_BATCH_TOKENS`].
     #[serde(default)]
     pub micro_batch_tokens: Option<usize>,
     /// How weights move.
@@ -281,6 +281,9 @@ pub struct Train {
     #[serde(default = "default_keep")]
     pub keep_checkpoints: usize,
 }
+
+/// Most tokens in one forward pass unless the recipe says something else.
+pub const DEFAULT_MICRO_BATCH_TOKENS: usize = 8192;
 
 fn default_clip() -> f64 {
     1.0

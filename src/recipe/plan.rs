@@ -85,12 +85,27 @@ pub fn hours_after(now: Timestamp, hours: u32) -> Timestamp {
 impl Plan {
     /// Looks at everything that a recipe names, for a run that starts at `now`.
     pub fn make(literal: &Literal, now: Timestamp) -> Result<Self, RecipeError> {
+        Self::with_clock(literal, now, now)
+    }
+
+    /// Looks at everything again, for a run that goes on at `now`: rows are judged anew, and
+    /// chat templates that ask for the date are told when the run began.
+    pub fn again(literal: &Literal, lock: &Lock, now: Timestamp) -> Result<Self, RecipeError> {
+        Self::with_clock(literal, now, lock.created)
+    }
+
+    fn with_clock(
+        literal: &Literal,
+        now: Timestamp,
+        clock: Timestamp,
+    ) -> Result<Self, RecipeError> {
         let mut looking = Looking { literal, problems: Vec::new() };
         let base = looking.base();
         let trainable = base.as_ref().and_then(|base| looking.trainable(base));
         let encoder = looking.encoder(base.as_ref());
         let ask = ask(&literal.recipe.data, now);
-        let survey = looking.rows(encoder.map(|encoder| encoder.with_clock(now)), &ask);
+        let encoder = encoder.map(|encoder| encoder.with_clock(clock));
+        let survey = looking.rows(base.as_ref().zip(encoder), &ask);
         let (Some(base), Some(trainable), Some(survey), true) =
             (base, trainable, survey, looking.problems.is_empty())
         else {
@@ -132,6 +147,11 @@ impl Plan {
             sum.add(&file.rows);
         }
         sum
+    }
+
+    /// Files of the base folder that are read, sorted.
+    pub fn base_files(&self) -> &[PathBuf] {
+        &self.base_files
     }
 
     /// Digests every input.
@@ -282,7 +302,7 @@ impl Looking<'_> {
         }
         let chosen = layers.iter().filter(|layer| lora.targets.choose(&layer.name));
         let sizes = chosen.map(|layer| (layer.in_features + layer.out_features) as u64);
-        Some(sizes.sum::<u64>() * u64::from(lora.rank))
+        Some(sizes.sum::<u64>().saturating_mul(lora.rank.into()))
     }
 
     fn encoder(&mut self, base: Option<&BaseFolder>) -> Option<ChatEncoder> {
@@ -294,7 +314,7 @@ impl Looking<'_> {
     }
 
     /// Every file of every split, and what is in them.
-    fn rows(&mut self, encoder: Option<ChatEncoder>, ask: &Ask) -> Option<Survey> {
+    fn rows(&mut self, base: Option<(&BaseFolder, ChatEncoder)>, ask: &Ask) -> Option<Survey> {
         let recipe = &self.literal.recipe;
         let before = self.problems.len();
         let files = self.files();
@@ -305,9 +325,9 @@ impl Looking<'_> {
             // They would only be found again, and without their keys.
             return None;
         }
-        let encoder = encoder?;
+        let (base, encoder) = base?;
         let spec = self.take("data", Spec::new(recipe, ask.clone()))?;
-        match survey(&spec, &encoder) {
+        match survey(&spec, &encoder, base.config.max_position_embeddings) {
             Ok(survey) => Some(survey),
             Err(error) => {
                 let key = key_of(&error, &files);
@@ -339,7 +359,9 @@ impl Looking<'_> {
 /// The key to point at for something wrong with the rows.
 fn key_of(error: &DatasetError, files: &[(PathBuf, String)]) -> String {
     let found = match error {
-        DatasetError::Row { path, .. } | DatasetError::Overlong { path, .. } => {
+        DatasetError::Row { path, .. }
+        | DatasetError::Overlong { path, .. }
+        | DatasetError::BeyondPositions { path, .. } => {
             files.iter().find(|(known, _)| known == path).map(|(_, key)| key.clone())
         }
         DatasetError::AllOverlong { .. } => Some("data.sequence_length".to_owned()),

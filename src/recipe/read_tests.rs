@@ -143,6 +143,7 @@ fn each_rule_refuses_what_it_should() {
         ("name=.hidden", "`name` cannot be the name of a file"),
         ("base.from_scratch=true", "`base.from_scratch` draws new weights"),
         ("adapter.lora.rank=0", "`adapter.lora.rank` must be at least 1"),
+        ("adapter.lora.rank=65537", "`adapter.lora.rank` is 65537, more than the 65536"),
         ("adapter.lora.alpha=0", "`adapter.lora.alpha` must be greater than 0"),
         ("adapter.lora.dropout=1", "`adapter.lora.dropout` must be at least 0 and less than 1"),
         ("adapter.lora.targets=[]", "`adapter.lora.targets` is empty"),
@@ -154,10 +155,13 @@ fn each_rule_refuses_what_it_should() {
         ("data.train=[]", "`data.train` is empty"),
         ("data.test.0.max_new_tokens=0", "`data.test[0].max_new_tokens` must be at least 1"),
         ("train.epochs=0", "`train.epochs` must be at least 1"),
+        ("train.epochs=100001", "`train.epochs` is 100001, more than the 100000"),
         ("train.max_steps=0", "`train.max_steps` must be at least 1"),
         ("train.tokens_per_step=100", "`train.tokens_per_step` is 100, not a multiple"),
         ("train.tokens_per_step=300", "`train.tokens_per_step` is 300, not a multiple"),
         ("train.micro_batch_tokens=64", "`train.micro_batch_tokens` is 64, less than one window"),
+        ("train.tokens_per_step=2147483776", "`train.tokens_per_step` is 2147483776, more than"),
+        ("train.micro_batch_tokens=2147483649", "`train.micro_batch_tokens` is 2147483649, more"),
         ("train.clip_grad_norm=-1", "`train.clip_grad_norm` must not be negative"),
         ("train.optimizer.adamw.lr=0", "`train.optimizer.adamw.lr` must be greater than 0"),
         ("train.optimizer.adamw.betas=[1, 0]", "`train.optimizer.adamw.betas[0]` must be at least"),
@@ -179,6 +183,25 @@ fn each_rule_refuses_what_it_should() {
     }
     assert!(problem_of("train.tokens_per_step=300").ends_with("| write 256"));
     assert!(problem_of("data.sequence_length=4").contains("at least 8"));
+    // A step is a multiple of the window, so both are too large.
+    let sets = ["data.sequence_length=2147483649", "train.tokens_per_step=2147483649"];
+    let found = problems(good(&sets));
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].contains("`data.sequence_length` is 2147483649, more than"), "{found:?}");
+}
+
+#[test]
+fn weights_that_are_all_new_have_no_baseline() {
+    let found = problems(good(&[
+        "adapter=full",
+        "eval.gates.0={metric: held-out/loss, at_least_baseline: true}",
+    ]));
+    let expected = "`eval.gates[0].at_least_baseline` has nothing to compare with: \
+                    `adapter: full` leaves no base beside the new weights | \
+                    write `at_least: NUMBER` or `at_most: NUMBER` instead";
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].ends_with(expected), "{found:?}");
+    assert!(good(&["eval.gates.0={metric: held-out/loss, at_least_baseline: true}"]).is_ok());
 }
 
 #[test]

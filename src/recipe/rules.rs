@@ -11,6 +11,15 @@ const MAX_NAME: usize = 100;
 /// Shortest window that can hold a question and an answer.
 const MIN_SEQUENCE_LENGTH: usize = 8;
 
+/// Largest rank that is believed: no linear layer of a real model is wider.
+const MAX_RANK: u64 = 65_536;
+
+/// Most tokens of a window, a forward pass or a step that are believed.
+const MAX_TOKENS: u64 = 1 << 31;
+
+/// Most passes that are believed.
+const MAX_EPOCHS: u64 = 100_000;
+
 /// Metrics that a gate can ask for.
 pub(super) const METRICS: [&str; 2] = ["exact_match", "loss"];
 
@@ -79,6 +88,15 @@ impl Check<'_> {
         self.rule(value >= 1, key, "must be at least 1", "write 1 or more");
     }
 
+    fn at_most(&mut self, value: u64, most: u64, key: &str) {
+        self.rule(
+            value <= most,
+            key,
+            format!("is {value}, more than the {most} that are possible"),
+            format!("write {most} or less"),
+        );
+    }
+
     fn name(&mut self, name: &str, key: &str) {
         let safe = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let holds = name.chars().all(safe)
@@ -116,6 +134,7 @@ impl Check<'_> {
 
     fn lora(&mut self, lora: &Lora) {
         self.at_least_one(u64::from(lora.rank), "adapter.lora.rank");
+        self.at_most(u64::from(lora.rank), MAX_RANK, "adapter.lora.rank");
         self.positive(lora.alpha, "adapter.lora.alpha", "32");
         self.rule(
             (0.0..1.0).contains(&lora.dropout),
@@ -162,6 +181,7 @@ impl Check<'_> {
             format!("must be at least {MIN_SEQUENCE_LENGTH}"),
             "write, for example, 512",
         );
+        self.at_most(data.sequence_length as u64, MAX_TOKENS, "data.sequence_length");
     }
 
     fn suites(&mut self, recipe: &Recipe) {
@@ -183,6 +203,11 @@ impl Check<'_> {
     fn steps(&mut self, recipe: &Recipe) {
         let (train, window) = (&recipe.train, recipe.data.sequence_length);
         self.at_least_one(u64::from(train.epochs), "train.epochs");
+        self.at_most(u64::from(train.epochs), MAX_EPOCHS, "train.epochs");
+        self.at_most(train.tokens_per_step as u64, MAX_TOKENS, "train.tokens_per_step");
+        if let Some(tokens) = train.micro_batch_tokens {
+            self.at_most(tokens as u64, MAX_TOKENS, "train.micro_batch_tokens");
+        }
         if let Some(steps) = train.max_steps {
             self.at_least_one(steps, "train.max_steps");
         }
@@ -288,6 +313,12 @@ impl Check<'_> {
             key,
             "needs one condition, no more and no less",
             "write one of `at_least_baseline: true`, `at_least: NUMBER` and `at_most: NUMBER`",
+        );
+        self.rule(
+            !gate.at_least_baseline || !matches!(recipe.adapter, Adapter::Full),
+            &format!("{key}.at_least_baseline"),
+            "has nothing to compare with: `adapter: full` leaves no base beside the new weights",
+            "write `at_least: NUMBER` or `at_most: NUMBER` instead",
         );
     }
 }

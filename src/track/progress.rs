@@ -2,6 +2,7 @@
 //!
 //! Owns what people see while a run goes on, on stderr. On a terminal one bar is redrawn;
 //! elsewhere (a log file, a pipe) a line appears now and then; when quiet, nothing does.
+//! Training goes on when nobody can see it any more: what cannot be written is left out.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -87,7 +88,7 @@ impl Sink for Progress {
                 if due || step == self.total {
                     *last = Some(Instant::now());
                     let (total, numbers) = (self.total, numbers(metrics));
-                    writeln!(to, "step {step}/{total}  {numbers}  {left} left")?;
+                    let _ = writeln!(to, "step {step}/{total}  {numbers}  {left} left");
                 }
             }
         }
@@ -98,13 +99,13 @@ impl Sink for Progress {
         let ValidationMetrics { step, validation_loss, .. } = metrics;
         let line = format!("step {step}/{}  validation loss {validation_loss:.4}", self.total);
         match &mut self.display {
-            Display::Nothing => Ok(()),
-            Display::Bar(bar) => {
-                bar.println(line);
-                Ok(())
+            Display::Nothing => {}
+            Display::Bar(bar) => bar.println(line),
+            Display::Lines { to, .. } => {
+                let _ = writeln!(to, "{line}");
             }
-            Display::Lines { to, .. } => writeln!(to, "{line}"),
         }
+        Ok(())
     }
 
     fn finish(&mut self) -> io::Result<()> {
@@ -173,6 +174,27 @@ mod tests {
         assert_eq!(hidden.message(), "loss 0.3333  lr 1.00e-4  100 tokens/s");
         progress.finish().unwrap();
         assert!(hidden.is_finished());
+    }
+
+    /// A terminal that was closed.
+    struct Closed;
+
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    #[test]
+    fn nobody_watching_is_no_error() {
+        let display = Display::Lines { to: Box::new(Closed), every: Duration::ZERO, last: None };
+        let mut progress = Progress { display, total: 4, from: (0, Instant::now()) };
+        progress.step(&step(1)).unwrap();
+        progress.validation(&validation(1)).unwrap();
+        progress.finish().unwrap();
     }
 
     #[test]

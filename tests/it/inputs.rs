@@ -182,6 +182,24 @@ fn a_chat_with_no_assistant_turn() {
 }
 
 #[test]
+fn held_out_rows_too_long_for_the_base() {
+    let world = World::new();
+    world.write(
+        "recipe.yaml",
+        RECIPE.replace("test.parquet,", "test.parquet, max_new_tokens: 2048,"),
+    );
+    let ran = world.heirloom(&["train", "recipe.yaml"]);
+    assert_eq!(ran.status, Some(1));
+    let (first, second) = ran.stderr.split_once("\n\n").unwrap();
+    assert!(first.starts_with("error: recipe.yaml:9:35: row "), "{first}");
+    assert!(first.contains(") of `data/test.parquet` has "), "{first}");
+    let expected = " tokens and an answer of up to 2048, more than the 2048 positions of the base";
+    assert!(first.ends_with(expected), "{first}");
+    assert_eq!(second, "hint: lower the suite's `max_new_tokens`, or shorten or remove the row\n");
+    assert!(!world.path("runs").exists());
+}
+
+#[test]
 fn a_disk_without_room_leaves_no_half_written_run() {
     let world = World::new();
     // A limit on the size of files stands in for the disk: writing fails, and with the

@@ -60,6 +60,10 @@ fn a_run_begins_with_its_papers_and_the_engine_gets_the_folder() {
     let config =
         lock["base"].as_array().unwrap().iter().find(|file| file["path"] == "base/config.json");
     assert_eq!(config.unwrap()["sha256"], digest(&world.read("base/config.json")));
+    let pinned = |name: &str| {
+        lock["base"].as_array().unwrap().iter().any(|file| file["path"] == format!("base/{name}"))
+    };
+    assert!(pinned("chat_template.jinja") && pinned("generation_config.json"));
     let splits: Vec<&Value> =
         lock["data"].as_array().unwrap().iter().map(|data| &data["split"]).collect();
     assert_eq!(splits.len(), 5);
@@ -174,6 +178,64 @@ fn rows_that_may_be_used_no_longer_stop_a_run() {
             used + 1
         ),
     );
+}
+
+#[test]
+fn a_base_file_added_later_stops_a_run() {
+    let world = World::new();
+    let generation = world.read("base/generation_config.json");
+    fs_err::remove_file(world.path("base/generation_config.json")).unwrap();
+    let ran = world.heirloom(&TRAIN);
+    assert_eq!(ran.status, Some(0), "{}", ran.stderr);
+    world.write("base/generation_config.json", generation);
+    world.refuses(
+        &RESUME,
+        "error: `base/generation_config.json` was not there when the run began\n\n\
+         hint: move it away, or train anew with another `--run`: it would change the model or \
+         its tokens\n",
+    );
+}
+
+#[test]
+fn other_steps_than_when_a_run_began_stop_it() {
+    let world = begun();
+    let path = "runs/small/recipe.lock";
+    let mut lock: Value = serde_json::from_str(&world.read(path)).unwrap();
+    let steps = lock["training"]["steps"].as_u64().unwrap();
+    lock["training"]["steps"] = (steps + 1).into();
+    lock["training"]["steps_by_epoch"] = serde_json::json!([steps + 1]);
+    world.write(path, lock.to_string());
+    world.refuses(
+        &RESUME,
+        &format!(
+            "error: the same rows make other tokens or steps than when the run began\n  \
+             steps: {} when the run began, {steps} now\n  \
+             the steps of single passes\n\n\
+             hint: use the version of Heirloom that began the run, or train anew with another \
+             `--run`\n",
+            steps + 1
+        ),
+    );
+}
+
+#[test]
+fn a_template_that_asks_for_the_date_is_told_when_the_run_began() {
+    let world = World::new();
+    let template = world.read("base/chat_template.jinja");
+    let dated = "{% if strftime_now('%Y') == '2001' %}{{ 'long ago' }}{% endif %}";
+    world.write("base/chat_template.jinja", format!("{dated}{template}"));
+    assert_eq!(world.heirloom(&TRAIN).status, Some(0));
+    assert_eq!(world.heirloom(&RESUME).status, Some(0));
+    // As if it had begun in that year.
+    let path = "runs/small/recipe.lock";
+    let mut lock: Value = serde_json::from_str(&world.read(path)).unwrap();
+    lock["created"] = "2001-02-03T04:05:06Z".into();
+    world.write(path, lock.to_string());
+    let ran = world.heirloom(&RESUME);
+    assert_eq!(ran.status, Some(1));
+    let expected = "error: the same rows make other tokens or steps than when the run began\n  \
+                    tokens: ";
+    assert!(ran.stderr.starts_with(expected), "{}", ran.stderr);
 }
 
 #[test]
