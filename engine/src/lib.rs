@@ -1,7 +1,7 @@
 //! The rooms that compute: everything that touches libtorch.
 //!
-//! Calls the crate `heirloom`, never the other way round; a room here calls rooms above it
-//! in this list, never below.
+//! Calls the crate `heirloom`, never the other way round. [`ops`] calls no other room,
+//! [`model`] only that one; [`jobs`] alone knows the order of all.
 
 pub mod adapter;
 pub mod error;
@@ -13,5 +13,4 @@ pub mod model;
 pub mod ops;
 pub mod train;
 
-/// The version of libtorch that this crate is built for.
-pub const LIBTORCH: &str = "2.11.0";
+pub use heirloom::LIBTORCH;
