@@ -85,10 +85,10 @@ pub fn check_gates(gates: &[Gate], reports: &[EvalReport]) -> Result<()> {
         let value = of(&report.target);
         let fail =
             |wanted: String| Err(EngineError::Gate { metric: gate.metric.clone(), value, wanted });
-        if let Some(least) = gate.at_least.filter(|least| !(value >= *least)) {
+        if let Some(least) = gate.at_least.filter(|least| value.is_nan() || value < *least) {
             return fail(format!("at least {least}"));
         }
-        if let Some(most) = gate.at_most.filter(|most| !(value <= *most)) {
+        if let Some(most) = gate.at_most.filter(|most| value.is_nan() || value > *most) {
             return fail(format!("at most {most}"));
         }
         if let Some(baseline) = report.baseline.as_ref().filter(|_| gate.at_least_baseline) {
@@ -101,4 +101,49 @@ pub fn check_gates(gates: &[Gate], reports: &[EvalReport]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(exact_match: f64, loss: f64, baseline: f64) -> EvalReport {
+        let scores = |exact_match, loss| Scores { exact_match, loss, tokens: 1 };
+        let (target, baseline) = (scores(exact_match, loss), Some(scores(baseline, baseline)));
+        EvalReport { suite: "s".to_owned(), rows: 1, target, baseline, samples: Vec::new() }
+    }
+
+    fn gate(metric: &str) -> Gate {
+        let metric = format!("s/{metric}");
+        Gate { metric, at_least_baseline: false, at_least: None, at_most: None }
+    }
+
+    #[test]
+    fn a_gate_holds_only_what_it_asks_for() {
+        let least = Gate { at_least: Some(0.9), ..gate("exact_match") };
+        let most = Gate { at_most: Some(0.1), ..gate("loss") };
+        let accuracy = Gate { at_least_baseline: true, ..gate("exact_match") };
+        let loss = Gate { at_least_baseline: true, ..gate("loss") };
+        let holds = |gate: &Gate, report: EvalReport| {
+            check_gates(std::slice::from_ref(gate), &[report]).is_ok()
+        };
+        assert!(holds(&least, report(0.9, 0.0, 0.5)) && !holds(&least, report(0.89, 0.0, 0.5)));
+        assert!(holds(&most, report(0.0, 0.1, 0.5)) && !holds(&most, report(0.0, 0.11, 0.5)));
+        assert!(
+            holds(&accuracy, report(0.5, 0.0, 0.5)) && !holds(&accuracy, report(0.4, 0.0, 0.5))
+        );
+        assert!(holds(&loss, report(0.0, 0.5, 0.5)) && !holds(&loss, report(0.0, 0.6, 0.5)));
+    }
+
+    #[test]
+    fn a_value_that_is_no_number_holds_nothing() {
+        let gates = [
+            Gate { at_least: Some(0.0), ..gate("loss") },
+            Gate { at_most: Some(1e9), ..gate("loss") },
+            Gate { at_least_baseline: true, ..gate("loss") },
+        ];
+        for gate in gates {
+            assert!(check_gates(&[gate], &[report(0.0, f64::NAN, 0.5)]).is_err());
+        }
+    }
 }

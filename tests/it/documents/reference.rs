@@ -191,7 +191,7 @@ fn the_reference_of_the_run_folder_has_every_file() {
         let has = |line: &&str| {
             line.split_whitespace().next().map(|word| word.trim_end_matches('/')) == Some(name)
         };
-        assert!(listed.iter().any(|line| has(line)), "`{name}` is not listed");
+        assert!(listed.iter().any(has), "`{name}` is not listed");
     }
     let summary = Summary {
         steps: 0,
