@@ -146,7 +146,7 @@ def check_card(table, name, folder):
 
 
 def check_provenance(table, name, folder):
-    path = folder / "attestations" / "provenance.json"
+    path = folder / "provenance.json"
 
     def parse():
         content = json.loads(path.read_text())
