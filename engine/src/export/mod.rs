@@ -45,12 +45,13 @@ pub fn merged(run: &RunFolder, base: &BaseFolder, folder: &Path) -> Result<()> {
     let mut tensors = Vec::new();
     for (name, _) in base.config.tensors() {
         let linear = model.linears().find(|linear| name == format!("{}.weight", linear.name));
-        let stored = weights::load(checkpoint, &name)?;
-        let kind = stored.kind();
-        tensors.push(match linear {
-            Some(linear) => (name, weights::Lazy::new(&linear.weight, kind, || linear.merged())),
-            None => (name, weights::Lazy::ready(stored)),
-        });
+        let tensor = match linear {
+            Some(linear) => {
+                weights::Lazy::new(&linear.weight, linear.weight.kind(), || linear.merged())
+            }
+            None => weights::Lazy::ready(weights::load(checkpoint, &name)?),
+        };
+        tensors.push((name, tensor));
     }
     weights::save(&folder.join("model.safetensors"), tensors)?;
     tokenizer(base.folder(), folder)
