@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use heirloom::base::BaseFolder;
 use heirloom::recipe::Dtype;
 use heirloom_engine::adapter::peft;
-use heirloom_engine::model::{Llama, weights};
+use heirloom_engine::model::{Decoder, weights};
 use heirloom_engine::ops::Layout;
 use tch::{Device, Kind, Tensor};
 
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             _ => return Err(format!("unknown flag {flag}").into()),
         }
     }
-    let mut model = Llama::open(&BaseFolder::open(&base, false)?, Dtype::Float32)?;
+    let mut model = Decoder::open(&BaseFolder::open(&base, false)?, Dtype::Float32)?;
     if let Some(folder) = adapter {
         peft::attach(&mut model, &folder)?;
     }

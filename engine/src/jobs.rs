@@ -13,7 +13,7 @@ use heirloom::job::{Generate, Job, Target};
 
 use crate::adapter::peft;
 use crate::generate;
-use crate::model::Llama;
+use crate::model::Decoder;
 
 /// Does one job.
 pub fn run(job: &Job, printer: Printer) -> Result<(), Failure> {
@@ -26,11 +26,11 @@ pub fn run(job: &Job, printer: Printer) -> Result<(), Failure> {
 }
 
 /// Loads what a [`Target`] names.
-fn open(target: &Target) -> Result<(Llama, ChatEncoder), Failure> {
+fn open(target: &Target) -> Result<(Decoder, ChatEncoder), Failure> {
     let base = BaseFolder::open(&target.base, false)?;
     let encoder = ChatEncoder::open(&target.base)?;
     base.fits_tokenizer(encoder.vocab_size())?;
-    let mut model = Llama::open(&base, target.dtype)?;
+    let mut model = Decoder::open(&base, target.dtype)?;
     if let Some(folder) = &target.adapter {
         peft::attach(&mut model, folder)?;
     }

@@ -22,7 +22,7 @@ const MAX_LAYERS: usize = 4096;
 
 /// A Llama model in numbers. Names as in `LlamaConfig`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Config {
+pub struct Architecture {
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -95,7 +95,7 @@ struct RopeParameters {
     rope_type: Option<String>,
 }
 
-impl Config {
+impl Architecture {
     /// Reads `config.json` of a folder.
     pub fn open(folder: &Path) -> Result<Self, BaseError> {
         let path = folder.join("config.json");
@@ -172,7 +172,7 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 pub const OUTPUT: &str = "lm_head.weight";
 
 impl Raw {
-    fn understand(self, path: &Path) -> Result<Config, BaseError> {
+    fn understand(self, path: &Path) -> Result<Architecture, BaseError> {
         let refuse = |key: &'static str, value: String| {
             Err(BaseError::Unsupported { path: path.to_owned(), key, value })
         };
@@ -209,7 +209,7 @@ impl Raw {
         let heads = dimensions.positive("num_attention_heads", self.num_attention_heads)?;
         let hidden_size = dimensions.positive("hidden_size", self.hidden_size)?;
         let key_value = self.num_key_value_heads.or(Some(heads));
-        let config = Config {
+        let config = Architecture {
             vocab_size: dimensions.positive("vocab_size", self.vocab_size)?,
             hidden_size,
             intermediate_size: dimensions.positive("intermediate_size", self.intermediate_size)?,

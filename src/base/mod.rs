@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensorError;
 
 pub use checkpoint::{Checkpoint, View};
-pub use config::{Config, EMBEDDING, Linear, OUTPUT};
+pub use config::{Architecture, EMBEDDING, Linear, OUTPUT};
 
 use crate::diagnose::Diagnose;
 
@@ -23,7 +23,7 @@ use crate::diagnose::Diagnose;
 pub struct BaseFolder {
     folder: PathBuf,
     /// The architecture.
-    pub config: Config,
+    pub architecture: Architecture,
     checkpoint: Option<Checkpoint>,
 }
 
@@ -43,21 +43,21 @@ impl BaseFolder {
         if !folder.is_dir() {
             return Err(BaseError::NoFolder { folder: folder.to_owned() });
         }
-        let config = Config::open(folder)?;
+        let architecture = Architecture::open(folder)?;
         let checkpoint = if from_scratch {
             None
         } else {
             let checkpoint = Checkpoint::open_folder(folder)?;
             let optional = |name: &str| {
                 name.ends_with(".rotary_emb.inv_freq")
-                    || (config.tie_word_embeddings && name == OUTPUT)
+                    || (architecture.tie_word_embeddings && name == OUTPUT)
             };
             checkpoint
-                .expect(&config.tensors(), optional)
+                .expect(&architecture.tensors(), optional)
                 .map_err(|problems| BaseError::Tensors { folder: folder.to_owned(), problems })?;
             Some(checkpoint)
         };
-        Ok(Self { folder: folder.to_owned(), config, checkpoint })
+        Ok(Self { folder: folder.to_owned(), architecture, checkpoint })
     }
 
     /// The folder.
@@ -85,10 +85,10 @@ impl BaseFolder {
 
     /// Refuses a tokenizer whose ids have no row in the embedding.
     pub fn fits_tokenizer(&self, tokens: usize) -> Result<(), BaseError> {
-        if tokens <= self.config.vocab_size {
+        if tokens <= self.architecture.vocab_size {
             return Ok(());
         }
-        let (folder, rows) = (self.folder.clone(), self.config.vocab_size);
+        let (folder, rows) = (self.folder.clone(), self.architecture.vocab_size);
         Err(BaseError::TokenizerTooLarge { folder, tokens, rows })
     }
 }

@@ -17,7 +17,7 @@
 use serde::Serialize;
 
 use super::{Adapter, DEFAULT_MICRO_BATCH_TOKENS, Dtype, Recipe};
-use crate::base::Config;
+use crate::base::Architecture;
 
 /// Bytes of a weight, a gradient or a moment in f32.
 const F32: u64 = 4;
@@ -37,7 +37,12 @@ pub struct Memory {
 
 impl Memory {
     /// Estimates a run of `recipe` on a base.
-    pub(super) fn estimate(recipe: &Recipe, config: &Config, total: u64, trained: u64) -> Self {
+    pub(super) fn estimate(
+        recipe: &Recipe,
+        architecture: &Architecture,
+        total: u64,
+        trained: u64,
+    ) -> Self {
         let bytes = match recipe.base.dtype {
             Dtype::Float32 => 4,
             Dtype::Bfloat16 => 2,
@@ -49,15 +54,15 @@ impl Memory {
         let train = &recipe.train;
         let tokens = train.micro_batch_tokens.unwrap_or(DEFAULT_MICRO_BATCH_TOKENS);
         let tokens = tokens.min(train.tokens_per_step) as u64;
-        let head = config.head_dim as u64;
+        let head = architecture.head_dim as u64;
         let width = sum(&[
-            product(&[6, config.hidden_size as u64]),
-            product(&[2, config.num_attention_heads as u64, head]),
-            product(&[2, config.num_key_value_heads as u64, head]),
-            product(&[4, config.intermediate_size as u64]),
+            product(&[6, architecture.hidden_size as u64]),
+            product(&[2, architecture.num_attention_heads as u64, head]),
+            product(&[2, architecture.num_key_value_heads as u64, head]),
+            product(&[4, architecture.intermediate_size as u64]),
         ]);
-        let layers = config.num_hidden_layers as u64;
-        let output = product(&[3, F32, tokens, config.vocab_size as u64]);
+        let layers = architecture.num_hidden_layers as u64;
+        let output = product(&[3, F32, tokens, architecture.vocab_size as u64]);
         let kept = product(&[tokens, layers, bytes, width]);
         Self {
             weights: sum(&[product(&[frozen, bytes]), product(&[trained, F32])]),
@@ -99,8 +104,8 @@ mod tests {
         serde_json::from_value(recipe).unwrap()
     }
 
-    fn config(size: usize) -> Config {
-        Config {
+    fn config(size: usize) -> Architecture {
+        Architecture {
             vocab_size: size,
             hidden_size: size,
             intermediate_size: size,

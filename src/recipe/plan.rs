@@ -114,12 +114,12 @@ impl Plan {
             return Err(RecipeError::Problems { path: literal.path().to_owned(), problems });
         };
         let recipe = literal.recipe.clone();
-        let total = base.config.parameter_count();
+        let total = base.architecture.parameter_count();
         let frozen = match recipe.adapter {
             Adapter::Lora(_) => total,
             Adapter::Full => 0,
         };
-        let memory = Memory::estimate(&recipe, &base.config, total, trainable);
+        let memory = Memory::estimate(&recipe, &base.architecture, total, trainable);
         let files = survey.files.into_iter();
         Ok(Self {
             recipe,
@@ -266,7 +266,7 @@ impl Looking<'_> {
         let opened = BaseFolder::open(&recipe.base.model, recipe.base.from_scratch);
         let base = self.take("base.model", opened)?;
         let (window, positions) =
-            (recipe.data.sequence_length, base.config.max_position_embeddings);
+            (recipe.data.sequence_length, base.architecture.max_position_embeddings);
         if window > positions {
             self.rule(
                 "data.sequence_length",
@@ -280,9 +280,9 @@ impl Looking<'_> {
     /// How many weights are trained.
     fn trainable(&mut self, base: &BaseFolder) -> Option<u64> {
         let Adapter::Lora(lora) = &self.literal.recipe.adapter else {
-            return Some(base.config.parameter_count());
+            return Some(base.architecture.parameter_count());
         };
-        let layers = base.config.linear_layers();
+        let layers = base.architecture.linear_layers();
         if let Targets::Modules(names) = &lora.targets {
             for (index, name) in names.iter().enumerate() {
                 if layers.iter().any(|layer| is_tail(&layer.name, name)) {
@@ -327,7 +327,7 @@ impl Looking<'_> {
         }
         let (base, encoder) = base?;
         let spec = self.take("data", Spec::new(recipe, ask.clone()))?;
-        match survey(&spec, &encoder, base.config.max_position_embeddings) {
+        match survey(&spec, &encoder, base.architecture.max_position_embeddings) {
             Ok(survey) => Some(survey),
             Err(error) => {
                 let key = key_of(&error, &files);

@@ -10,7 +10,7 @@ use heirloom::recipe::Lora;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
-use crate::model::{Linear, Llama, LowRank};
+use crate::model::{Decoder, Linear, LowRank};
 
 /// The checkpoint keys of a layer's A and B.
 pub fn keys(linear: &str) -> (String, String) {
@@ -21,7 +21,7 @@ pub fn keys(linear: &str) -> (String, String) {
 /// Wraps every target of `model`; `get` is asked for A (`[r, in]`) and B (`[out, r]`) of
 /// each layer by key and shape, in the order of the layers.
 pub fn attach(
-    model: &mut Llama,
+    model: &mut Decoder,
     lora: &Lora,
     mut get: impl FnMut(&str, [i64; 2]) -> Result<Tensor>,
 ) -> Result<()> {
@@ -51,7 +51,7 @@ pub fn draw(key: &str, shape: [i64; 2]) -> Result<Tensor> {
 }
 
 /// A model's adapter weights by key, in the order of the layers.
-pub fn weights(model: &Llama) -> Vec<(String, Tensor)> {
+pub fn weights(model: &Decoder) -> Vec<(String, Tensor)> {
     let both = |linear: &Linear| {
         let (key_a, key_b) = keys(&linear.name);
         let low_rank = linear.low_rank.as_ref()?;

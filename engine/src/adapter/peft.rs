@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::adapter;
 use crate::error::{EngineError, Result};
-use crate::model::{Llama, weights};
+use crate::model::{Decoder, weights};
 
 /// File name of the settings.
 pub const CONFIG: &str = "adapter_config.json";
@@ -137,7 +137,7 @@ pub fn describe(folder: &Path) -> Result<Described> {
 }
 
 /// Wraps `model` with the adapter in `folder`.
-pub fn attach(model: &mut Llama, folder: &Path) -> Result<Described> {
+pub fn attach(model: &mut Decoder, folder: &Path) -> Result<Described> {
     let described = describe(folder)?;
     let path = folder.join(WEIGHTS);
     let checkpoint = Checkpoint::open_file(&path)?;
@@ -160,7 +160,7 @@ pub fn attach(model: &mut Llama, folder: &Path) -> Result<Described> {
 
 /// Writes both files into `folder`, which is not yet in its place. The targets are written as
 /// the last parts of the names of the wrapped layers, as users write them.
-pub fn save(folder: &Path, model: &Llama, lora: &Lora, base: &Path) -> Result<()> {
+pub fn save(folder: &Path, model: &Decoder, lora: &Lora, base: &Path) -> Result<()> {
     let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
     let wrapped = model.linears().filter(|linear| linear.low_rank.is_some());
     let mut modules: Vec<String> = match &lora.targets {

@@ -12,7 +12,7 @@ use heirloom::run::{EvalReport, Scores};
 
 use crate::error::{EngineError, Result};
 use crate::generate;
-use crate::model::Llama;
+use crate::model::Decoder;
 use crate::train;
 
 /// Tokens that are scored in one forward pass.
@@ -32,7 +32,7 @@ pub struct Measured {
 /// An answer matches when it equals the row's last assistant turn, white space at both
 /// ends aside.
 pub fn measure(
-    model: &Llama,
+    model: &Decoder,
     encoder: &ChatEncoder,
     rows: &[EvaluationRow],
     max_new_tokens: usize,

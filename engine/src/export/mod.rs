@@ -12,7 +12,7 @@ use heirloom::run::RunFolder;
 
 use crate::adapter::peft;
 use crate::error::Result;
-use crate::model::{Llama, weights};
+use crate::model::{Decoder, weights};
 
 /// Files of a base folder that a merged model takes over as they are.
 const TOKENIZER_FILES: [&str; 6] = [
@@ -39,11 +39,12 @@ pub fn merged(run: &RunFolder, base: &BaseFolder, folder: &Path) -> Result<()> {
         return Ok(());
     };
     // As stored, so that nothing is lost or invented on the way.
-    let mut model =
-        Llama::build(&base.config, tch::Kind::Float, |name, _| weights::load(checkpoint, name))?;
+    let mut model = Decoder::build(&base.architecture, tch::Kind::Float, |name, _| {
+        weights::load(checkpoint, name)
+    })?;
     peft::attach(&mut model, &run.adapter())?;
     let mut tensors = Vec::new();
-    for (name, _) in base.config.tensors() {
+    for (name, _) in base.architecture.tensors() {
         let linear = model.linears().find(|linear| name == format!("{}.weight", linear.name));
         let tensor = match linear {
             Some(linear) => {

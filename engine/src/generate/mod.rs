@@ -6,7 +6,7 @@
 use tch::Tensor;
 
 use crate::error::Result;
-use crate::model::Llama;
+use crate::model::Decoder;
 
 /// Prompts that are decoded together; more would gain little on a CPU and cost cache.
 const BATCH: usize = 64;
@@ -15,7 +15,7 @@ const BATCH: usize = 64;
 ///
 /// `tick` is told of every prompt that is done.
 pub fn greedy(
-    model: &Llama,
+    model: &Decoder,
     prompts: &[Vec<u32>],
     stops: &[u32],
     max_new_tokens: usize,
@@ -37,7 +37,7 @@ pub fn greedy(
 }
 
 fn greedy_batch(
-    model: &Llama,
+    model: &Decoder,
     prompts: &[&[u32]],
     stops: &[u32],
     max_new_tokens: usize,

@@ -15,7 +15,7 @@ use heirloom::run::{EvalReport, Sample, Scores};
 
 use crate::error::{EngineError, Result};
 use crate::eval::{self, Measured};
-use crate::model::Llama;
+use crate::model::Decoder;
 
 /// Rows whose answers are kept in a report.
 const SAMPLES: usize = 8;
@@ -61,7 +61,7 @@ pub(super) fn read(
 
 /// Measures a suite on an adapted model and, `with_baseline`, on the base below it.
 pub(super) fn report(
-    model: &mut Llama,
+    model: &mut Decoder,
     encoder: &ChatEncoder,
     suite: &Suite,
     rows: &[EvaluationRow],
@@ -76,7 +76,7 @@ pub(super) fn report(
 }
 
 fn measure(
-    model: &Llama,
+    model: &Decoder,
     encoder: &ChatEncoder,
     suite: &Suite,
     rows: &[EvaluationRow],

@@ -93,7 +93,7 @@ fn keep(run: &RunFolder, recipe: &Recipe, trainer: &Trainer, base: &BaseFolder) 
         }
         Adapter::Full => {
             let folder = FolderInProgress::beside(&run.model())?;
-            let kind = weights::kind(base.config.dtype);
+            let kind = weights::kind(base.architecture.dtype);
             let flat = trainer.parameters.flat.detach();
             let tensors = trainer.parameters.split(&flat);
             let tensors =

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use fs_err as fs;
-use heirloom::base::{Checkpoint, Config, Mismatch, View};
+use heirloom::base::{Architecture, Checkpoint, Mismatch, View};
 use heirloom::recipe::Dtype;
 use tch::{Device, Kind, Tensor};
 
@@ -45,13 +45,13 @@ pub fn load(checkpoint: &Checkpoint, name: &str) -> Result<Tensor> {
 
 /// Draws a new weight: norms are one, the rest is normal with the config's
 /// `initializer_range`, as `LlamaPreTrainedModel._init_weights`. Uses libtorch's generator.
-pub fn draw(config: &Config, name: &str, shape: &[usize]) -> Result<Tensor> {
+pub fn draw(architecture: &Architecture, name: &str, shape: &[usize]) -> Result<Tensor> {
     let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
     let options = (Kind::Float, Device::Cpu);
     if name.ends_with("norm.weight") {
         return Ok(Tensor::f_ones(&shape, options)?);
     }
-    Ok(Tensor::f_randn(&shape, options)?.f_mul_scalar(config.initializer_range)?)
+    Ok(Tensor::f_randn(&shape, options)?.f_mul_scalar(architecture.initializer_range)?)
 }
 
 /// Writes tensors to a safetensors file: sorted by name, one tensor at a time in memory

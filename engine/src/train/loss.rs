@@ -4,14 +4,14 @@ use heirloom::dataset::stream::MicroBatch;
 use tch::Tensor;
 
 use crate::error::Result;
-use crate::model::Llama;
+use crate::model::Decoder;
 use crate::ops::{self, Layout};
 
 /// Sum of the negative log-likelihoods of the trained tokens, in nats, as a graph that can
 /// be differentiated; `None` when no token is trained. `train` turns dropout on.
 ///
 /// Only rows that predict a trained token reach the output projection.
-pub fn nll_sum(model: &Llama, batch: &MicroBatch, train: bool) -> Result<Option<Tensor>> {
+pub fn nll_sum(model: &Decoder, batch: &MicroBatch, train: bool) -> Result<Option<Tensor>> {
     let (mut rows, mut targets) = (Vec::new(), Vec::new());
     for (row, (token, trained)) in batch.tokens.iter().zip(&batch.trained).enumerate().skip(1) {
         if *trained {

@@ -25,7 +25,7 @@ use tch::Tensor;
 
 use crate::adapter;
 use crate::error::{EngineError, Result};
-use crate::model::{Llama, weights};
+use crate::model::{Decoder, weights};
 use checkpoint::Progress;
 use optimizer::AdamW;
 use parameters::Parameters;
@@ -34,7 +34,7 @@ use parameters::Parameters;
 #[derive(Debug)]
 pub struct Trainer {
     /// The model; its trained weights are views into `parameters`.
-    pub model: Llama,
+    pub model: Decoder,
     /// The trained weights.
     pub parameters: Parameters,
     /// Where training stands.
@@ -191,7 +191,7 @@ pub enum Outcome {
 
 /// Mean negative log-likelihood of the trained tokens of all batches, in nats, and their
 /// number.
-pub fn mean_nll(model: &Llama, batches: &[MicroBatch]) -> Result<(f64, u64)> {
+pub fn mean_nll(model: &Decoder, batches: &[MicroBatch]) -> Result<(f64, u64)> {
     let mut nll = 0.0;
     let mut tokens = 0;
     for batch in batches {
@@ -232,11 +232,11 @@ impl Stop {
 }
 
 /// The model with its trained weights as views into one flat tensor.
-fn prepare(recipe: &Recipe, base: &BaseFolder) -> Result<(Llama, Parameters)> {
+fn prepare(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Parameters)> {
     match &recipe.adapter {
         Adapter::Full => prepare_full(recipe, base),
         Adapter::Lora(lora) => {
-            let mut model = Llama::open(base, recipe.base.dtype)?;
+            let mut model = Decoder::open(base, recipe.base.dtype)?;
             let mut initial = Vec::new();
             adapter::attach(&mut model, lora, |key, shape| {
                 let tensor = adapter::draw(key, shape)?;
@@ -251,18 +251,18 @@ fn prepare(recipe: &Recipe, base: &BaseFolder) -> Result<(Llama, Parameters)> {
 }
 
 /// Every weight is trained, in f32, whatever the dtype of the computation.
-fn prepare_full(recipe: &Recipe, base: &BaseFolder) -> Result<(Llama, Parameters)> {
+fn prepare_full(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Parameters)> {
     let mut initial = Vec::new();
-    for (name, shape) in base.config.tensors() {
+    for (name, shape) in base.architecture.tensors() {
         let tensor = match base.checkpoint() {
             Some(checkpoint) => weights::load(checkpoint, &name)?.f_to_kind(tch::Kind::Float)?,
-            None => weights::draw(&base.config, &name, &shape)?,
+            None => weights::draw(&base.architecture, &name, &shape)?,
         };
         initial.push((name, tensor));
     }
     let parameters = Parameters::new(initial)?;
     let kind = weights::kind(recipe.base.dtype);
-    let model = Llama::build(&base.config, kind, |name, _| view(&parameters, name))?;
+    let model = Decoder::build(&base.architecture, kind, |name, _| view(&parameters, name))?;
     Ok((model, parameters))
 }
 

@@ -3,7 +3,7 @@
 use heirloom::base::BaseFolder;
 use heirloom::recipe::{Adamw, Cosine, Dtype, Schedule};
 use heirloom_engine::adapter::{self, peft};
-use heirloom_engine::model::Llama;
+use heirloom_engine::model::Decoder;
 use heirloom_engine::train::optimizer::{self, AdamW};
 use heirloom_engine::train::{loss, parameters::Parameters};
 use tch::{Kind, Tensor};
@@ -52,7 +52,7 @@ fn logits_in_bfloat16_are_as_close_as_transformers_own() {
 }
 
 /// A model with a fixture's adapter as trained leaves.
-fn with_adapter(folder: &str) -> (Llama, Parameters) {
+fn with_adapter(folder: &str) -> (Decoder, Parameters) {
     let mut model = model("tiny-llama", Dtype::Float32);
     let described = peft::attach(&mut model, &fixture(&format!("{folder}/adapter"))).unwrap();
     let parameters = Parameters::new(adapter::weights(&model)).unwrap();
@@ -62,7 +62,7 @@ fn with_adapter(folder: &str) -> (Llama, Parameters) {
 }
 
 fn mean_gradient(
-    model: &Llama,
+    model: &Decoder,
     parameters: &Parameters,
     batch: &heirloom::dataset::stream::MicroBatch,
 ) -> (f64, Tensor) {
@@ -145,18 +145,19 @@ fn an_adapter_written_here_is_read_back_with_the_same_logits() {
 fn gradients_of_full_training_equal_transformers() {
     let golden = Golden::open("tiny-llama-tied-sharded.full.safetensors");
     let base = BaseFolder::open(&fixture("tiny-llama-tied-sharded"), false).unwrap();
-    let loaded = Llama::open(&base, Dtype::Float32).unwrap();
+    let loaded = Decoder::open(&base, Dtype::Float32).unwrap();
     drop(loaded);
     let mut initial = Vec::new();
-    for (name, _) in base.config.tensors() {
+    for (name, _) in base.architecture.tensors() {
         let tensor =
             heirloom_engine::model::weights::load(base.checkpoint().unwrap(), &name).unwrap();
         initial.push((name, tensor.to_kind(Kind::Float)));
     }
     let parameters = Parameters::new(initial).unwrap();
-    let model =
-        Llama::build(&base.config, Kind::Float, |name, _| Ok(parameters.get(name).unwrap()))
-            .unwrap();
+    let model = Decoder::build(&base.architecture, Kind::Float, |name, _| {
+        Ok(parameters.get(name).unwrap())
+    })
+    .unwrap();
     let (_, mut gradient) = mean_gradient(&model, &parameters, &golden.packed());
     for (key, found) in parameters.split(&gradient) {
         let apart = difference(&found, &golden.tensor(&format!("grad.{key}")));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use heirloom::base::{BaseFolder, Checkpoint};
 use heirloom::dataset::stream::MicroBatch;
-use heirloom_engine::model::{Llama, weights};
+use heirloom_engine::model::{Decoder, weights};
 use tch::{Kind, Tensor};
 
 /// A file or folder under `tests/fixtures`.
@@ -56,13 +56,13 @@ impl Golden {
 }
 
 /// Opens a model of the fixtures.
-pub(crate) fn model(name: &str, dtype: heirloom::recipe::Dtype) -> Llama {
+pub(crate) fn model(name: &str, dtype: heirloom::recipe::Dtype) -> Decoder {
     let base = BaseFolder::open(&fixture(name), false).unwrap();
-    Llama::open(&base, dtype).unwrap()
+    Decoder::open(&base, dtype).unwrap()
 }
 
 /// Logits of a packed batch.
-pub(crate) fn logits(model: &Llama, batch: &MicroBatch) -> Tensor {
+pub(crate) fn logits(model: &Decoder, batch: &MicroBatch) -> Tensor {
     let layout = heirloom_engine::ops::Layout::new(&batch.lengths, tch::Device::Cpu).unwrap();
     let tokens: Vec<i64> = batch.tokens.iter().map(|token| i64::from(*token)).collect();
     let hidden = model.hidden(&Tensor::from_slice(&tokens), &layout, false).unwrap();

@@ -1,8 +1,8 @@
-//! The Llama architecture.
+//! The Decoder architecture.
 
 use std::collections::BTreeMap;
 
-use heirloom::base::{BaseError, BaseFolder, Config, EMBEDDING, OUTPUT};
+use heirloom::base::{Architecture, BaseError, BaseFolder, EMBEDDING, OUTPUT};
 use heirloom::recipe::Dtype;
 use tch::{Kind, Tensor};
 
@@ -11,11 +11,11 @@ use super::weights;
 use crate::error::Result;
 use crate::ops::{self, Layout, layout};
 
-/// A decoder of the Llama family.
+/// A decoder of the Decoder family.
 #[derive(Debug)]
-pub struct Llama {
+pub struct Decoder {
     /// The architecture.
-    pub config: Config,
+    pub architecture: Architecture,
     /// Dtype of the residual stream.
     pub kind: Kind,
     /// `[vocab_size, hidden_size]`.
@@ -39,23 +39,23 @@ struct Block {
     down: Linear,
 }
 
-impl Llama {
+impl Decoder {
     /// Builds the model from `get`, which is asked for every checkpoint key once.
     pub fn build(
-        config: &Config,
+        architecture: &Architecture,
         kind: Kind,
         mut get: impl FnMut(&str, &[usize]) -> Result<Tensor>,
     ) -> Result<Self> {
         let mut tensors = BTreeMap::new();
-        for (name, shape) in config.tensors() {
+        for (name, shape) in architecture.tensors() {
             let tensor = get(&name, &shape)?;
             tensors.insert(name, tensor);
         }
         let mut take = |name: String| -> Result<Tensor> {
             tensors.remove(&name).ok_or_else(|| missing(&name))
         };
-        let mut blocks = Vec::with_capacity(config.num_hidden_layers);
-        for layer in 0..config.num_hidden_layers {
+        let mut blocks = Vec::with_capacity(architecture.num_hidden_layers);
+        for layer in 0..architecture.num_hidden_layers {
             let path = |part: &str| format!("model.layers.{layer}.{part}");
             let mut linear = |part: &str| -> Result<Linear> {
                 let name = path(part);
@@ -71,12 +71,12 @@ impl Llama {
         }
         let embedding = take(EMBEDDING.to_owned())?;
         let norm = take("model.norm.weight".to_owned())?;
-        let output = if config.tie_word_embeddings {
+        let output = if architecture.tie_word_embeddings {
             embedding.shallow_clone()
         } else {
             take(OUTPUT.to_owned())?
         };
-        Ok(Self { config: config.clone(), kind, embedding, blocks, norm, output })
+        Ok(Self { architecture: architecture.clone(), kind, embedding, blocks, norm, output })
     }
 
     /// Loads the frozen weights of a base folder as `dtype`.
@@ -85,13 +85,13 @@ impl Llama {
         let checkpoint = base
             .checkpoint()
             .ok_or_else(|| BaseError::NoWeights { folder: base.folder().to_owned() })?;
-        Self::build(&base.config, kind, |name, _| {
+        Self::build(&base.architecture, kind, |name, _| {
             Ok(weights::load(checkpoint, name)?.f_to_kind(kind)?)
         })
     }
 
     /// The linear layers that an adapter can wrap, in the order of
-    /// `Config::linear_layers`.
+    /// `Architecture::linear_layers`.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.blocks.iter().flat_map(|block| {
             let Block { q, k, v, o, gate, up, down, .. } = block;
@@ -99,7 +99,7 @@ impl Llama {
         })
     }
 
-    /// Like [`Llama::linears`], to be changed.
+    /// Like [`Decoder::linears`], to be changed.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.blocks.iter_mut().flat_map(|block| {
             let Block { q, k, v, o, gate, up, down, .. } = block;
@@ -121,11 +121,12 @@ impl Llama {
     /// Final hidden states of token ids `[n]` (i64) that lie as `layout` says:
     /// `[n, hidden_size]`. `train` turns dropout on.
     pub fn hidden(&self, tokens: &Tensor, layout: &Layout, train: bool) -> Result<Tensor> {
-        layout.check_length(0, self.config.max_position_embeddings)?;
-        let angles = layout.rotary(self.config.rope_theta, self.config.head_dim, self.kind)?;
+        layout.check_length(0, self.architecture.max_position_embeddings)?;
+        let angles =
+            layout.rotary(self.architecture.rope_theta, self.architecture.head_dim, self.kind)?;
         let mut x = self.embed(tokens)?;
         for block in &self.blocks {
-            x = block.forward(&self.config, x, &angles, train, |q, k, v| {
+            x = block.forward(&self.architecture, x, &angles, train, |q, k, v| {
                 ops::attention(&q, &k, &v, layout)
             })?;
         }
@@ -146,7 +147,7 @@ impl Llama {
     }
 
     fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        norm(x, &self.norm, self.config.rms_norm_eps)
+        norm(x, &self.norm, self.architecture.rms_norm_eps)
     }
 }
 
@@ -163,20 +164,20 @@ impl Block {
     /// `[n, kv_heads, d]` after rotation and gives `[n, heads * d]`.
     fn forward(
         &self,
-        config: &Config,
+        architecture: &Architecture,
         x: Tensor,
         (cos, sin): &(Tensor, Tensor),
         train: bool,
         attend: impl FnOnce(Tensor, Tensor, Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let width = config.head_dim as i64;
+        let width = architecture.head_dim as i64;
         let heads = |rows: Tensor| rows.f_view([x.size()[0], -1, width]);
-        let normed = norm(&x, &self.input_norm, config.rms_norm_eps)?;
+        let normed = norm(&x, &self.input_norm, architecture.rms_norm_eps)?;
         let q = ops::rotary(&heads(self.q.forward(&normed, train)?)?, cos, sin)?;
         let k = ops::rotary(&heads(self.k.forward(&normed, train)?)?, cos, sin)?;
         let v = heads(self.v.forward(&normed, train)?)?;
         let x = x.f_add(&self.o.forward(&attend(q, k, v)?, train)?)?;
-        let normed = norm(&x, &self.post_norm, config.rms_norm_eps)?;
+        let normed = norm(&x, &self.post_norm, architecture.rms_norm_eps)?;
         let gate = self.gate.forward(&normed, train)?;
         let inner = ops::swiglu(&gate, &self.up.forward(&normed, train)?)?;
         Ok(x.f_add(&self.down.forward(&inner, train)?)?)
@@ -194,7 +195,7 @@ pub struct Cache {
     lengths: Vec<i64>,
 }
 
-impl Llama {
+impl Decoder {
     /// Runs prompts of these lengths, laid end to end in `tokens`, and keeps their keys
     /// and values with room for `extra` more tokens each.
     ///
@@ -206,8 +207,9 @@ impl Llama {
         extra: usize,
     ) -> Result<(Tensor, Cache)> {
         let layout = Layout::new(lengths, tokens.device())?;
-        layout.check_length(extra, self.config.max_position_embeddings)?;
-        let angles = layout.rotary(self.config.rope_theta, self.config.head_dim, self.kind)?;
+        layout.check_length(extra, self.architecture.max_position_embeddings)?;
+        let angles =
+            layout.rotary(self.architecture.rope_theta, self.architecture.head_dim, self.kind)?;
         let starts: Vec<i64> = lengths
             .iter()
             .scan(0, |row, length| {
@@ -239,7 +241,7 @@ impl Llama {
         };
         let mut x = self.embed(tokens)?;
         for block in &self.blocks {
-            x = block.forward(&self.config, x, &angles, false, |q, k, v| {
+            x = block.forward(&self.architecture, x, &angles, false, |q, k, v| {
                 cache.keys.push(cached(&k)?);
                 cache.values.push(cached(&v)?);
                 ops::attention(&q, &k, &v, &layout)
@@ -258,8 +260,8 @@ impl Llama {
         let positions = Tensor::f_from_slice(&cache.lengths)?.f_to(tokens.device())?;
         let angles = layout::rotary_angles(
             &positions,
-            self.config.rope_theta,
-            self.config.head_dim,
+            self.architecture.rope_theta,
+            self.architecture.head_dim,
             self.kind,
         )?;
         let used = cache.lengths.iter().max().copied().unwrap_or(0) + 1;
@@ -271,7 +273,7 @@ impl Llama {
         let mut x = self.embed(tokens)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let (keys, values) = (&mut cache.keys[layer], &mut cache.values[layer]);
-            x = block.forward(&self.config, x, &angles, false, |q, k, v| {
+            x = block.forward(&self.architecture, x, &angles, false, |q, k, v| {
                 let place = [Some(&row_index), None, Some(&positions)];
                 let _ = keys.f_index_put_(&place, &k, false)?;
                 let _ = values.f_index_put_(&place, &v, false)?;
