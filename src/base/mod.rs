@@ -5,16 +5,22 @@
 //! `heirloom check` can say everything about a base without libtorch. Does not own the
 //! modules that compute (the engine's `model`) nor tokenising (`dataset::chat`).
 
+mod architecture;
 mod checkpoint;
-mod config;
+mod families;
+mod keys;
+mod rope;
+mod tensors;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensorError;
 
+pub use architecture::*;
 pub use checkpoint::{Checkpoint, View};
-pub use config::{Architecture, EMBEDDING, Linear, OUTPUT};
+pub use families::supported;
+pub use rope::{Rope, RopeScaling};
 
 use crate::diagnose::Diagnose;
 
@@ -48,12 +54,8 @@ impl BaseFolder {
             None
         } else {
             let checkpoint = Checkpoint::open_folder(folder)?;
-            let optional = |name: &str| {
-                name.ends_with(".rotary_emb.inv_freq")
-                    || (architecture.tie_word_embeddings && name == OUTPUT)
-            };
             checkpoint
-                .expect(&architecture.tensors(), optional)
+                .expect(&architecture.tensors(), |name| architecture.leaves_out(name))
                 .map_err(|problems| BaseError::Tensors { folder: folder.to_owned(), problems })?;
             Some(checkpoint)
         };
@@ -137,7 +139,25 @@ pub enum BaseError {
         /// The file.
         path: PathBuf,
         /// The key.
-        key: &'static str,
+        key: String,
+    },
+    /// A family that is not known.
+    #[error("`{}` describes a model of type `{model_type}`, which is not supported", path.display())]
+    UnsupportedFamily {
+        /// The file.
+        path: PathBuf,
+        /// Its `model_type`.
+        model_type: String,
+    },
+    /// A key that might change the computation.
+    #[error("`{}` has `{key}` = `{value}`, whose meaning is not known", path.display())]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
     },
     /// `config.json` asks for something that would change the computation.
     #[error("`{}` has `{key}` = `{value}`, which is not supported", path.display())]
@@ -145,7 +165,7 @@ pub enum BaseError {
         /// The file.
         path: PathBuf,
         /// The key.
-        key: &'static str,
+        key: String,
         /// Its value.
         value: String,
     },
@@ -279,7 +299,17 @@ impl Diagnose for BaseError {
             Self::TooLarge { .. } | Self::Json { .. } | Self::MissingKey { .. } => {
                 "download or export the model folder again"
             }
-            Self::Unsupported { key: "model_type", .. } => "supported model types: `llama`",
+            Self::UnsupportedFamily { .. } => {
+                let supported: Vec<_> = supported().map(|name| format!("`{name}`")).collect();
+                return Some(format!(
+                    "supported are {}; docs/contributing/adding-a-family.md shows how to add one",
+                    supported.join(", ")
+                ));
+            }
+            Self::UnknownKey { .. } => {
+                "it may change what the model computes, so it is not ignored: if it does not, \
+                 remove it from `config.json`, and tell us"
+            }
             Self::Unsupported { .. } => "choose a base without this setting",
             Self::NoWeights { .. } => "set `base.from_scratch: true` to grow a model from nothing",
             Self::Pickle { .. } => {

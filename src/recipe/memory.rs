@@ -9,7 +9,7 @@
 //! | weights | frozen ones `b` each, trained ones 4 each (kept in f32) |
 //! | gradients | 4 for each trained weight |
 //! | optimiser | 8 for each trained weight (AdamW's two moments, f32) |
-//! | activations | `T·L·b·(6h + 2q + 2k + 4i)`: what autograd keeps of norms, projections, attention and gates |
+//! | activations | `T·b·(6h + 2q + 2k + 4i)` for each of `L` layers: what autograd keeps of norms, projections, attention and gates |
 //! | output | `12·T·vocabulary`: logits, their softmax and their gradient, f32 |
 //!
 //! The runtime itself comes on top and is not counted.
@@ -54,16 +54,15 @@ impl Memory {
         let train = &recipe.train;
         let tokens = train.micro_batch_tokens.unwrap_or(DEFAULT_MICRO_BATCH_TOKENS);
         let tokens = tokens.min(train.tokens_per_step) as u64;
-        let head = architecture.head_dim as u64;
-        let width = sum(&[
-            product(&[6, architecture.hidden_size as u64]),
-            product(&[2, architecture.num_attention_heads as u64, head]),
-            product(&[2, architecture.num_key_value_heads as u64, head]),
-            product(&[4, architecture.intermediate_size as u64]),
-        ]);
-        let layers = architecture.num_hidden_layers as u64;
+        let hidden = architecture.hidden_size as u64;
+        let width = architecture.layers.iter().map(|layer| {
+            let widths = layer.widths();
+            let projections = [2 * widths.queries, 2 * widths.keys, 4 * widths.intermediate];
+            sum(&[product(&[6, hidden]), sum(&projections.map(|width| width as u64))])
+        });
+        let width = width.fold(0, u64::saturating_add);
         let output = product(&[3, F32, tokens, architecture.vocab_size as u64]);
-        let kept = product(&[tokens, layers, bytes, width]);
+        let kept = product(&[tokens, bytes, width]);
         Self {
             weights: sum(&[product(&[frozen, bytes]), product(&[trained, F32])]),
             gradients: product(&[trained, F32]),
@@ -104,27 +103,20 @@ mod tests {
         serde_json::from_value(recipe).unwrap()
     }
 
-    fn config(size: usize) -> Architecture {
-        Architecture {
-            vocab_size: size,
-            hidden_size: size,
-            intermediate_size: size,
-            num_hidden_layers: size,
-            num_attention_heads: size,
-            num_key_value_heads: size,
-            head_dim: size,
-            max_position_embeddings: size,
-            rms_norm_eps: 1e-6,
-            rope_theta: 10_000.0,
-            tie_word_embeddings: false,
-            initializer_range: 0.02,
-            dtype: Dtype::Float32,
-        }
+    fn llama(size: usize, layers: usize) -> Architecture {
+        let folder = tempfile::tempdir().unwrap();
+        let config = serde_json::json!({
+            "model_type": "llama", "vocab_size": size, "hidden_size": size,
+            "intermediate_size": size, "num_hidden_layers": layers,
+            "num_attention_heads": size, "num_key_value_heads": size, "head_dim": size,
+        });
+        fs_err::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        Architecture::open(folder.path()).unwrap()
     }
 
     #[test]
     fn the_parts_are_those_of_the_table() {
-        let memory = Memory::estimate(&recipe(), &config(2), 1000, 10);
+        let memory = Memory::estimate(&recipe(), &llama(2, 2), 1000, 10);
         let expected = Memory {
             weights: 1000 * 4 + 10 * 4,
             gradients: 10 * 4,
@@ -140,7 +132,7 @@ mod tests {
         let mut recipe = recipe();
         recipe.train.tokens_per_step = usize::MAX;
         recipe.train.micro_batch_tokens = Some(usize::MAX);
-        let memory = Memory::estimate(&recipe, &config(1 << 24), u64::MAX, u64::MAX);
+        let memory = Memory::estimate(&recipe, &llama(1 << 24, 4096), u64::MAX, u64::MAX);
         assert_eq!(memory.activations, u64::MAX);
         assert_eq!(memory.total(), u64::MAX);
     }

@@ -4,13 +4,15 @@ use tch::{Kind, Tensor};
 
 use crate::error::Result;
 
-/// `y = x Wᵀ`, plus the update of an adapter if there is one.
+/// `y = x Wᵀ + bias`, plus the update of an adapter if there is one.
 #[derive(Debug)]
 pub struct Linear {
     /// Module path: the checkpoint key without `.weight`.
     pub name: String,
     /// `[out_features, in_features]`.
     pub weight: Tensor,
+    /// `[out_features]`, if there is one.
+    pub bias: Option<Tensor>,
     /// The adapter, if this layer has one.
     pub low_rank: Option<LowRank>,
 }
@@ -35,11 +37,8 @@ impl Linear {
     /// result is added to the base's and cast back to the base's dtype.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         // Full training keeps f32 weights under a bfloat16 computation.
-        let base = if self.weight.kind() == x.kind() {
-            x.f_linear(&self.weight, None::<Tensor>)?
-        } else {
-            x.f_linear(&self.weight.f_to_kind(x.kind())?, None::<Tensor>)?
-        };
+        let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(x.kind())).transpose()?;
+        let base = x.f_linear(&self.weight.f_to_kind(x.kind())?, bias)?;
         let Some(low_rank) = &self.low_rank else {
             return Ok(base);
         };

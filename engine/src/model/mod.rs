@@ -1,14 +1,20 @@
 //! The model room: modules that compute, and weights by checkpoint key.
 //!
-//! Owns the Decoder architecture (`llama`), linear layers ([`Linear`]) and loading weights
-//! ([`weights`]). The description of an architecture is `heirloom::base::Architecture`. Does not
-//! own adapters: a linear layer only has a place for one.
+//! Owns the decoder of all families ([`Decoder`], put together from `attention`,
+//! `feed_forward` and `parts` as `heirloom::base::Architecture` describes), its cache
+//! ([`Cache`]), linear layers ([`Linear`]) and loading weights ([`weights`]). Does not own the
+//! description, nor adapters: a linear layer only has a place for one.
 //!
-//! Reference: Transformers' `modeling_llama.py`.
+//! Reference: the `modeling_*.py` of Transformers 5.23.
 
+mod attention;
+mod cache;
 mod decoder;
+mod feed_forward;
 mod linear;
+mod parts;
 pub mod weights;
 
-pub use decoder::{Cache, Decoder};
+pub use cache::Cache;
+pub use decoder::Decoder;
 pub use linear::{Linear, LowRank};

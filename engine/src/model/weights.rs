@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use fs_err as fs;
-use heirloom::base::{Architecture, Checkpoint, Mismatch, View};
+use heirloom::base::{Architecture, Checkpoint, Mismatch, NormKind, View};
 use heirloom::recipe::Dtype;
 use tch::{Device, Kind, Tensor};
 
@@ -43,13 +43,19 @@ pub fn load(checkpoint: &Checkpoint, name: &str) -> Result<Tensor> {
     Ok(Tensor::f_from_data_size(view.bytes, &shape, kind)?)
 }
 
-/// Draws a new weight: norms are one, the rest is normal with the config's
+/// Draws a new weight: norms start as the identity, biases at zero, the rest is normal with the config's
 /// `initializer_range`, as `LlamaPreTrainedModel._init_weights`. Uses libtorch's generator.
 pub fn draw(architecture: &Architecture, name: &str, shape: &[usize]) -> Result<Tensor> {
     let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
     let options = (Kind::Float, Device::Cpu);
-    if name.ends_with("norm.weight") {
+    // A weight that is added to one starts at zero.
+    let one_plus = architecture.norm.kind == NormKind::OnePlusWeight;
+    if name.ends_with("norm.weight") && !one_plus {
         return Ok(Tensor::f_ones(&shape, options)?);
+    }
+    let zero = ["norm.weight", "bias", "sinks"];
+    if zero.iter().any(|part| name.ends_with(part)) {
+        return Ok(Tensor::f_zeros(&shape, options)?);
     }
     Ok(Tensor::f_randn(&shape, options)?.f_mul_scalar(architecture.initializer_range)?)
 }

@@ -4,7 +4,7 @@
 //! padding. Attention alone needs documents as a batch: they are grouped by length, each
 //! group padded to its longest document.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::error::{EngineError, Result};
 
@@ -24,6 +24,8 @@ pub struct Layout {
     pub scatter: Option<Tensor>,
     /// Position of every row within its document, `[n]` i64.
     pub positions: Tensor,
+    /// Rows of every document, in packed order.
+    pub lengths: Vec<i64>,
     /// Longest document.
     pub longest: usize,
 }
@@ -53,10 +55,11 @@ impl Layout {
         let positions: Vec<i64> = lengths.iter().flat_map(|length| 0..*length as i64).collect();
         let positions = Tensor::f_from_slice(&positions)?.f_to(device)?;
         let longest = lengths.iter().copied().max().unwrap_or(0);
+        let counts = lengths.iter().map(|length| *length as i64).collect();
         if lengths.iter().all(|length| *length == longest) {
             let (documents, length) = (lengths.len() as i64, longest as i64);
             let groups = vec![Group { documents, length, gather: None }];
-            return Ok(Self { groups, scatter: None, positions, longest });
+            return Ok(Self { groups, scatter: None, positions, lengths: counts, longest });
         }
         let mut order: Vec<usize> = (0..lengths.len()).collect();
         order.sort_by_key(|document| (std::cmp::Reverse(lengths[*document]), *document));
@@ -86,12 +89,7 @@ impl Layout {
             });
         }
         let scatter = Some(Tensor::f_from_slice(&scatter)?.f_to(device)?);
-        Ok(Self { groups, scatter, positions, longest })
-    }
-
-    /// Cosines and sines of the rotary angles of every row, `[n, 1, head_dim / 2]`.
-    pub fn rotary(&self, theta: f64, head_dim: usize, kind: Kind) -> Result<(Tensor, Tensor)> {
-        rotary_angles(&self.positions, theta, head_dim, kind)
+        Ok(Self { groups, scatter, positions, lengths: counts, longest })
     }
 
     /// Refuses documents that are longer than `limit` with `extra` more tokens.
@@ -102,25 +100,6 @@ impl Layout {
         }
         Ok(())
     }
-}
-
-/// Cosines and sines for rows at these positions, `[n, 1, head_dim / 2]` in `kind`.
-///
-/// As Transformers' `LlamaRotaryEmbedding`: inverse frequencies and angles in f32.
-pub fn rotary_angles(
-    positions: &Tensor,
-    theta: f64,
-    head_dim: usize,
-    kind: Kind,
-) -> Result<(Tensor, Tensor)> {
-    // Computed by libtorch, as in the reference: another `powf` would differ in the last bit.
-    let exponents =
-        Tensor::f_arange_start_step(0, head_dim as i64, 2, (Kind::Float, positions.device()))?
-            .f_div_scalar(head_dim as i64)?;
-    let frequencies = Tensor::f_pow_scalar(theta, &exponents)?.f_reciprocal()?;
-    let angles =
-        positions.f_to_kind(Kind::Float)?.f_unsqueeze(-1)?.f_mul(&frequencies)?.f_unsqueeze(1)?;
-    Ok((angles.f_cos()?.f_to_kind(kind)?, angles.f_sin()?.f_to_kind(kind)?))
 }
 
 /// Lengths of one class differ by at most [`MAX_STRETCH`].

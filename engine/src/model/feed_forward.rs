@@ -1,0 +1,205 @@
+//! Feed-forward modules: gated units and mixtures of experts.
+
+use heirloom::base::{self, Activation, ExpertWeights, GateUp, Router};
+use tch::{Kind, Tensor};
+
+use super::linear::Linear;
+use super::parts::Tensors;
+use crate::error::Result;
+use crate::ops::{self, experts};
+
+/// Either kind.
+#[derive(Debug)]
+pub(super) enum FeedForward {
+    /// A gated unit.
+    Gated(Gated),
+    /// A mixture of experts.
+    Experts(Box<Experts>),
+}
+
+/// `down(activation(gate(x)) · up(x))`.
+#[derive(Debug)]
+pub(super) struct Gated {
+    /// Gate and up, or one layer that gives both.
+    gate_up: Vec<Linear>,
+    down: Linear,
+    activation: Activation,
+}
+
+/// A router, its experts, and what every token passes through beside them.
+#[derive(Debug)]
+pub(super) struct Experts {
+    router: Router,
+    weight: Tensor,
+    bias: Option<Tensor>,
+    correction: Option<Tensor>,
+    answers: Answers,
+    shared: Option<Gated>,
+}
+
+#[derive(Debug)]
+enum Answers {
+    /// Gate, up and down of every expert, `[out, in]`.
+    Each { weights: Vec<[Tensor; 3]>, activation: Activation },
+    /// One tensor each for all experts, see `base::ExpertWeights::Stacked`.
+    Stacked {
+        gate_up: Tensor,
+        gate_up_bias: Tensor,
+        down: Tensor,
+        down_bias: Tensor,
+        alpha: f64,
+        limit: f64,
+    },
+}
+
+impl FeedForward {
+    /// Takes the tensors of `feed_forward`.
+    pub(super) fn build(feed_forward: &base::FeedForward, tensors: &mut Tensors) -> Result<Self> {
+        match feed_forward {
+            base::FeedForward::Gated(gated) => Ok(Self::Gated(Gated::build(gated, tensors)?)),
+            base::FeedForward::Experts(experts) => {
+                Ok(Self::Experts(Box::new(Experts::build(experts, tensors)?)))
+            }
+        }
+    }
+
+    /// Over rows `[n, hidden]`.
+    pub(super) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        match self {
+            Self::Gated(gated) => gated.forward(x, train),
+            Self::Experts(experts) => experts.forward(x, train),
+        }
+    }
+
+    /// The linear layers, in the order of `Layer::linears`.
+    pub(super) fn linears(&self) -> Vec<&Linear> {
+        let gated = match self {
+            Self::Gated(gated) => Some(gated),
+            Self::Experts(experts) => experts.shared.as_ref(),
+        };
+        gated.map_or_else(Vec::new, |gated| gated.gate_up.iter().chain([&gated.down]).collect())
+    }
+
+    /// Like [`FeedForward::linears`], to be changed.
+    pub(super) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let gated = match self {
+            Self::Gated(gated) => Some(gated),
+            Self::Experts(experts) => experts.shared.as_mut(),
+        };
+        gated.map_or_else(Vec::new, |gated| {
+            gated.gate_up.iter_mut().chain([&mut gated.down]).collect()
+        })
+    }
+}
+
+impl Gated {
+    fn build(gated: &base::Gated, tensors: &mut Tensors) -> Result<Self> {
+        let first = match &gated.gate_up {
+            GateUp::Separate(each) => each.as_slice(),
+            GateUp::Fused(both) => std::slice::from_ref(both),
+        };
+        Ok(Self {
+            gate_up: first.iter().map(|linear| tensors.linear(linear)).collect::<Result<_>>()?,
+            down: tensors.linear(&gated.down)?,
+            activation: gated.activation,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let inner = match self.gate_up.as_slice() {
+            [gate, up] => {
+                let gate = gate.forward(x, train)?;
+                ops::gated(&gate, &up.forward(x, train)?, self.activation)?
+            }
+            both => {
+                let outputs = both
+                    .iter()
+                    .map(|linear| linear.forward(x, train))
+                    .collect::<Result<Vec<_>>>()?;
+                let both = Tensor::f_cat(&outputs, -1)?;
+                let half = both.size2()?.1 / 2;
+                let (gate, up) = (both.f_narrow(-1, 0, half)?, both.f_narrow(-1, half, half)?);
+                ops::gated(&gate, &up, self.activation)?
+            }
+        };
+        self.down.forward(&inner, train)
+    }
+}
+
+impl Experts {
+    fn build(experts: &base::Experts, tensors: &mut Tensors) -> Result<Self> {
+        let base::Experts { router, experts, shared } = experts;
+        let answers = match experts {
+            ExpertWeights::Each { experts, activation } => Answers::Each {
+                weights: experts
+                    .iter()
+                    .map(|[gate, up, down]| {
+                        let mut weight = |linear: &base::Linear| {
+                            tensors.take(&format!("{}.weight", linear.name))
+                        };
+                        Ok([weight(gate)?, weight(up)?, weight(down)?])
+                    })
+                    .collect::<Result<_>>()?,
+                activation: *activation,
+            },
+            ExpertWeights::Stacked { name, alpha, limit, .. } => {
+                let mut part = |part: &str| tensors.take(&format!("{name}.{part}"));
+                Answers::Stacked {
+                    gate_up: part("gate_up_proj")?,
+                    gate_up_bias: part("gate_up_proj_bias")?,
+                    down: part("down_proj")?,
+                    down_bias: part("down_proj_bias")?,
+                    alpha: *alpha,
+                    limit: *limit,
+                }
+            }
+        };
+        let mut maybe =
+            |name: &Option<String>| name.as_ref().map(|name| tensors.take(name)).transpose();
+        Ok(Self {
+            bias: maybe(&router.bias)?,
+            correction: maybe(&router.correction_bias)?,
+            weight: tensors.take(&router.weight)?,
+            router: router.clone(),
+            answers,
+            shared: shared.as_ref().map(|shared| Gated::build(shared, tensors)).transpose()?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let kind = if self.router.wide { Kind::Float } else { x.kind() };
+        let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(kind)).transpose()?;
+        let logits = x.f_to_kind(kind)?.f_linear(&self.weight.f_to_kind(kind)?, bias)?;
+        let (chosen, weights) = experts::choose(&logits, self.correction.as_ref(), &self.router)?;
+        let mixed = experts::mix(x, &chosen, &weights, |expert, x| self.answers.ask(expert, x))?;
+        match &self.shared {
+            Some(shared) => Ok(mixed.f_add(&shared.forward(x, train)?)?),
+            None => Ok(mixed),
+        }
+    }
+}
+
+impl Answers {
+    /// What one expert answers to rows `[m, hidden]`.
+    fn ask(&self, expert: usize, x: &Tensor) -> Result<Tensor> {
+        let linear = |x: &Tensor, weight: &Tensor| -> Result<Tensor> {
+            Ok(x.f_linear(&weight.f_to_kind(x.kind())?, None::<Tensor>)?)
+        };
+        match self {
+            Self::Each { weights, activation } => {
+                let [gate, up, down] = &weights[expert];
+                let inner = ops::gated(&linear(x, gate)?, &linear(x, up)?, *activation)?;
+                linear(&inner, down)
+            }
+            Self::Stacked { gate_up, gate_up_bias, down, down_bias, alpha, limit } => {
+                let product = |x: &Tensor, weight: &Tensor, bias: &Tensor| -> Result<Tensor> {
+                    let part = |all: &Tensor| all.f_select(0, expert as i64)?.f_to_kind(x.kind());
+                    Ok(x.f_matmul(&part(weight)?)?.f_add(&part(bias)?)?)
+                };
+                let both = product(x, gate_up, gate_up_bias)?;
+                let inner = experts::clamped_swiglu(&both, *alpha, *limit)?;
+                product(&inner, down, down_bias)
+            }
+        }
+    }
+}
