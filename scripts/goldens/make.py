@@ -18,12 +18,14 @@ from pathlib import Path
 # Nothing here comes from a network; PEFT would look for the base's name on a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
+
+from common import (
+    documents, draw_adapter, forward, generator, numpy_normal, peft_keys, save, save_adapter,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCAB = 97
@@ -32,13 +34,9 @@ MODEL_LENGTHS = [1, 7, 33, 150]
 TRAINING_LENGTHS = [7, 33, 18]
 
 
-def numpy_normal(rng, like, std):
-    return torch.from_numpy(rng.standard_normal(like.shape) * std).to(like.dtype)
-
-
 def random_model(config, seed):
     """A Llama whose weights are large enough for every part of it to show in the logits."""
-    rng = np.random.Generator(np.random.PCG64(seed))
+    rng = generator(seed)
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
@@ -71,31 +69,6 @@ def load(folder, dtype=torch.float32):
     return model.eval()
 
 
-def documents(seed, lengths):
-    """Token ids, and for each token whether predicting it carries loss (never the first)."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    result = []
-    for length in lengths:
-        ids = torch.from_numpy(rng.integers(0, VOCAB, length))
-        trained = torch.from_numpy(rng.random(length) < 0.6)
-        trained[0] = False
-        result.append((ids, trained))
-    return result
-
-
-def losses(logits, ids, trained):
-    """Negative log-likelihoods of the trained tokens."""
-    each = F.cross_entropy(logits[:-1].float(), ids[1:], reduction="none")
-    return each[trained[1:]]
-
-
-def forward(model, docs):
-    """Every document by itself: logits of each, and the mean loss over all trained tokens."""
-    logits = [model(ids[None], use_cache=False).logits[0] for ids, _ in docs]
-    each = torch.cat([losses(l, *doc) for l, doc in zip(logits, docs)])
-    return logits, each.mean()
-
-
 def describe(docs, logits, loss):
     tensors = {"loss": loss.detach().float()}
     for k, (ids, trained) in enumerate(docs):
@@ -105,13 +78,8 @@ def describe(docs, logits, loss):
     return tensors
 
 
-def save(tensors, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.detach().clone().contiguous() for name, t in tensors.items()}, path)
-
-
 def save_logits(out, name):
-    docs = documents(seed=3, lengths=MODEL_LENGTHS)
+    docs = documents(3, MODEL_LENGTHS, VOCAB)
     with torch.no_grad():
         tensors = describe(docs, *forward(load(out / name), docs))
         coarse, _ = forward(load(out / name, torch.bfloat16), docs[:3])
@@ -122,7 +90,7 @@ def save_logits(out, name):
 
 def save_full_gradients(out, name):
     """Gradients of every weight; of tied embeddings, the sum of both uses."""
-    model, docs = load(out / name), documents(seed=4, lengths=TRAINING_LENGTHS)
+    model, docs = load(out / name), documents(4, TRAINING_LENGTHS, VOCAB)
     logits, loss = forward(model, docs)
     loss.backward()
     tensors = describe(docs, logits, loss)
@@ -133,35 +101,17 @@ def save_full_gradients(out, name):
 
 
 def lora_model(out, targets, seed):
-    """PEFT over tiny-llama with A and B both drawn: B = 0 would hide half the numbers."""
+    """PEFT over tiny-llama."""
     config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, bias="none",
                         target_modules=targets, task_type="CAUSAL_LM")
-    model = get_peft_model(load(out / "tiny-llama"), config).eval()
-    rng = np.random.Generator(np.random.PCG64(seed))
-    with torch.no_grad():
-        for name, weight in sorted(model.named_parameters()):
-            if weight.requires_grad:
-                weight.copy_(numpy_normal(rng, weight, 0.2))
-    return model
-
-
-def save_adapter(model, folder):
-    # A path of this machine must not reach the repository.
-    model.peft_config["default"].base_model_name_or_path = "tiny-llama"
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink()
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text())
-    # PEFT keeps the targets in a set, whose order differs from run to run.
-    config["target_modules"] = sorted(config["target_modules"])
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return draw_adapter(get_peft_model(load(out / "tiny-llama"), config).eval(), seed)
 
 
 def save_lora(out, name, targets, seed):
     folder = out / name
     model = lora_model(out, targets, seed)
-    save_adapter(model, folder / "adapter")
-    docs = documents(seed=4, lengths=TRAINING_LENGTHS)
+    save_adapter(model, folder / "adapter", "tiny-llama")
+    docs = documents(4, TRAINING_LENGTHS, VOCAB)
     weights = [w for w in model.parameters() if w.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     tensors, course, norms = {}, [], []
@@ -182,18 +132,6 @@ def save_lora(out, name, targets, seed):
     tensors |= {"losses": torch.stack(course), "grad_norms": torch.stack(norms)}
     save(tensors, folder / "lora.safetensors")
     save(merged(out, targets, seed), folder / "merged.safetensors")
-
-
-def peft_keys(model, prefix, pick):
-    """What `pick` takes from each trained weight, by its key in adapter_model.safetensors."""
-    saved = get_peft_model_state_dict(model)
-    result = {}
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            key = name.replace(".default.", ".")
-            assert key in saved, key
-            result[prefix + key] = pick(weight).detach().clone()
-    return result
 
 
 def merged(out, targets, seed):
