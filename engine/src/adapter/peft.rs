@@ -21,7 +21,7 @@ pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Settings that must be at PEFT's default, by key: another value means another method.
-const PLAIN: [(&str, &[&str]); 12] = [
+const PLAIN: [(&str, &[&str]); 11] = [
     ("bias", &["none"]),
     ("use_dora", &["false"]),
     ("use_rslora", &["false"]),
@@ -33,8 +33,13 @@ const PLAIN: [(&str, &[&str]); 12] = [
     ("modules_to_save", &["null", "[]"]),
     ("layers_to_transform", &["null", "[]"]),
     ("trainable_token_indices", &["null", "[]"]),
-    ("target_parameters", &["null", "[]"]),
 ];
+
+/// Families where PEFT takes every target called like a layer of a feed-forward part for the
+/// experts; the layers outside the attention are named as parameters instead, which it leaves
+/// alone.
+const FEED_FORWARD_AS_PARAMETERS: [&str; 4] =
+    ["deepseek_v2", "deepseek_v3", "mixtral", "qwen3_moe"];
 
 /// What is written; the order of the fields is that of PEFT's file: alphabetical.
 #[derive(Debug, Serialize)]
@@ -50,6 +55,8 @@ struct Written {
     peft_type: &'static str,
     r: u32,
     target_modules: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    target_parameters: Vec<String>,
     task_type: &'static str,
     use_dora: bool,
     use_rslora: bool,
@@ -65,6 +72,7 @@ struct Found {
     peft_type: String,
     r: u32,
     target_modules: Modules,
+    target_parameters: Option<Vec<String>>,
 }
 
 /// PEFT declares `lora_alpha` an integer, and stricter readers believe it.
@@ -120,8 +128,15 @@ pub fn describe(folder: &Path) -> Result<Described> {
     if config.r == 0 {
         return Err(refuse("r", "0".to_owned()));
     }
+    let mut parameters = Vec::new();
+    for parameter in config.target_parameters.unwrap_or_default() {
+        match parameter.strip_suffix(".weight") {
+            Some(layer) => parameters.push(layer.to_owned()),
+            None => return Err(refuse("target_parameters", parameter)),
+        }
+    }
     let targets = match config.target_modules {
-        Modules::List(modules) => Targets::Modules(modules),
+        Modules::List(modules) => Targets::Modules([modules, parameters].concat()),
         Modules::Word(word) if word == "all-linear" => Targets::AllLinear,
         Modules::Word(word) => return Err(refuse("target_modules", word)),
     };
@@ -161,14 +176,20 @@ pub fn attach(model: &mut Decoder, folder: &Path) -> Result<Described> {
 /// Writes both files into `folder`, which is not yet in its place. The targets are written as
 /// the last parts of the names of the wrapped layers, as users write them.
 pub fn save(folder: &Path, model: &Decoder, lora: &Lora, base: &Path) -> Result<()> {
-    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
+    let as_parameters = FEED_FORWARD_AS_PARAMETERS.contains(&model.architecture.model_type);
     let wrapped = model.linears().filter(|linear| linear.low_rank.is_some());
+    let (parameters, modules): (Vec<&str>, Vec<&str>) = wrapped
+        .map(|linear| linear.name.as_str())
+        .partition(|name| as_parameters && !name.contains(".self_attn."));
+    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
     let mut modules: Vec<String> = match &lora.targets {
-        Targets::AllLinear => wrapped.map(|linear| last(&linear.name)).collect(),
-        Targets::Modules(modules) => modules.clone(),
+        Targets::Modules(modules) if parameters.is_empty() => modules.clone(),
+        _ => modules.into_iter().map(last).collect(),
     };
     modules.sort();
     modules.dedup();
+    let target_parameters: Vec<String> =
+        parameters.into_iter().map(|name| format!("{name}.weight")).collect();
     let config = Written {
         base_model_name_or_path: base.display().to_string(),
         bias: "none",
@@ -176,10 +197,12 @@ pub fn save(folder: &Path, model: &Decoder, lora: &Lora, base: &Path) -> Result<
         inference_mode: true,
         init_lora_weights: true,
         lora_alpha: lora.alpha,
-        lora_dropout: lora.dropout,
+        // PEFT knows no dropout on parameters; it would only matter for further training.
+        lora_dropout: if target_parameters.is_empty() { lora.dropout } else { 0.0 },
         peft_type: "LORA",
         r: lora.rank,
         target_modules: modules,
+        target_parameters,
         task_type: "CAUSAL_LM",
         use_dora: false,
         use_rslora: false,
