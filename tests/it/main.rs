@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod documents;
+mod families;
 #[cfg(test)]
 mod inputs;
 #[cfg(test)]

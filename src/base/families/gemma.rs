@@ -3,7 +3,7 @@
 //!
 //! Reference: `modeling_gemma.py`, `modeling_gemma2.py`, `modeling_gemma3.py`.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Defaults, Dense};
 use crate::base::BaseError;
@@ -34,6 +34,8 @@ pub(super) fn gemma2(keys: &Keys) -> Result<Architecture, BaseError> {
     let dense = read(keys)?;
     let soft = SoftCaps::read(keys, Some(50.0), Some(30.0))?;
     let window = keys.size("sliding_window")?.unwrap_or(4096);
+    // Published beside the other, with the same number.
+    keys.only("sliding_window_size", &json!(window))?;
     let windows = dense.windows(Some(window), |index| index % 2 == 0)?;
     let defaults = Defaults { model_type: "gemma2", theta: 10_000.0, tied: true };
     let mut architecture = dense.build(defaults, |dense, index| {

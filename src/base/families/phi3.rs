@@ -2,6 +2,8 @@
 //!
 //! Reference: `modeling_phi3.py`.
 
+use serde_json::json;
+
 use super::{Defaults, Dense, linear};
 use crate::base::BaseError;
 use crate::base::architecture::{Architecture, Attention, FeedForward, GateUp, Qkv};
@@ -17,9 +19,12 @@ pub(super) fn phi3(keys: &Keys) -> Result<Architecture, BaseError> {
     let residual_dropout = keys.dropout("resid_pdrop")?;
     // Transformers reads `embd_pdrop` and never applies it.
     keys.dropout("embd_pdrop")?;
-    keys.flag("attention_bias")?
-        .then(|| keys.refuse("attention_bias", true))
-        .map_or(Ok(()), Err)?;
+    for key in ["attention_bias", "mlp_bias", "lm_head_bias"] {
+        keys.only(key, &json!(false))?;
+    }
+    for key in ["full_attn_mod", "interpolate_factor"] {
+        keys.only(key, &json!(1))?;
+    }
     let context = RopeContext { phi3: true, ..dense.rope(10_000.0) };
     let rope = rope::read(keys, context)?;
     let defaults = Defaults { model_type: "phi3", theta: 10_000.0, tied: false };

@@ -26,6 +26,8 @@ pub(super) fn smollm3(keys: &Keys) -> Result<Architecture, BaseError> {
     }
     let used = keys.flag("use_sliding_window")?;
     let window = keys.size("sliding_window")?.filter(|_| used);
+    // Inherited from Qwen 2 and never read.
+    keys.get("max_window_layers");
     let windows = dense.windows(window, |index| rotated[index] == 0)?;
     let defaults = Defaults { model_type: "smollm3", theta: 2_000_000.0, tied: true };
     dense.build(defaults, |dense, index| {
