@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod documents;
+#[cfg(test)]
 mod families;
 #[cfg(test)]
 mod inputs;
