@@ -88,15 +88,19 @@ def prompts(name, case):
 
 def greedy(model, prompt):
     """The continuation, and how far the runner-up was behind at the closest step."""
+    # What is unset here is taken from there: nothing may stop it, or ban a token from it.
+    model.generation_config = GenerationConfig(pad_token_id=0)
     settings = GenerationConfig(
-        do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, eos_token_id=None,
-        pad_token_id=0, bos_token_id=None, return_dict_in_generate=True, output_logits=True)
+        do_sample=False, max_new_tokens=NEW_TOKENS, return_dict_in_generate=True, output_logits=True)
     mask = torch.ones_like(prompt)[None]
     out = model.generate(prompt[None], attention_mask=mask, generation_config=settings)
     gap = min(
         ((best[0] - best[1]) / logits.abs().max()).item()
         for logits in out.logits for best in [logits[0].sort(descending=True).values])
-    return out.sequences[0, len(prompt):], gap
+    answer = out.sequences[0, len(prompt):]
+    assert answer.tolist() == [logits.argmax().item() for logits in out.logits], "not greedy"
+    assert len(answer) == NEW_TOKENS
+    return answer, gap
 
 
 @contextlib.contextmanager
