@@ -30,7 +30,7 @@ class Case:
     config: object
     # Lengths of the documents: ascending, because dynamic scaling keeps the frequencies of
     # the longest sequence that it has seen until a short one comes.
-    lengths: list = field(default_factory=lambda: [5, 17, 40, 70])
+    lengths: list = field(default_factory=lambda: [5, 17, 32, 50])
     # Lengths of the prompts that 32 tokens continue.
     prompts: list = field(default_factory=lambda: [9, 33])
 
@@ -53,7 +53,7 @@ LLAMA = {
     # Shorter than the trained length, exactly it, and longer; a continuation that crosses it.
     "llama-dynamic": Case(
         llama(max_position_embeddings=32, rope_parameters=rope("dynamic", factor=2.5)),
-        lengths=[5, 32, 40, 70], prompts=[9, 35],
+        lengths=[5, 32, 40, 50], prompts=[9, 35],
     ),
     # Wave lengths on both sides of 8 and 32, and between them.
     "llama-llama3": Case(llama(head_dim=16, rope_parameters=rope(
@@ -69,7 +69,7 @@ LLAMA = {
             "longrope", short_factor=factors(1.1, 0.15, 4), long_factor=factors(2.0, 1.5, 4),
             original_max_position_embeddings=48,
         )),
-        lengths=[5, 17, 48, 70], prompts=[9, 60],
+        lengths=[5, 17, 48, 56], prompts=[9, 60],
     ),
     "llama-bias": Case(llama(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
 }
@@ -104,7 +104,7 @@ DENSE = {
             tie_word_embeddings=True, rope_parameters=rope(
                 "longrope", short_factor=factors(1.05, 0.2, 4), long_factor=factors(1.5, 2.0, 4),
             )),
-        lengths=[5, 24, 40, 70], prompts=[9, 33],
+        lengths=[5, 24, 32, 50], prompts=[9, 33],
     ),
     "smollm3": Case(SmolLM3Config(
         **SHAPE | dict(num_hidden_layers=3), no_rope_layers=[1, 0, 1],

@@ -2,13 +2,13 @@
 
 use heirloom::base::BaseFolder;
 use heirloom::recipe::{Adamw, Cosine, Dtype, Schedule};
-use heirloom_engine::adapter::{self, peft};
+use heirloom_engine::adapter::peft;
 use heirloom_engine::model::Decoder;
 use heirloom_engine::train::optimizer::{self, AdamW};
 use heirloom_engine::train::{loss, parameters::Parameters};
-use tch::{Kind, Tensor};
+use tch::Kind;
 
-use crate::support::{Golden, difference, fixture, logits, model};
+use crate::support::{Golden, difference, fixture, logits, mean_gradient, model};
 
 /// The bar for logits and losses in f32.
 const LOGITS: f64 = 1e-5;
@@ -53,24 +53,10 @@ fn logits_in_bfloat16_are_as_close_as_transformers_own() {
 
 /// A model with a fixture's adapter as trained leaves.
 fn with_adapter(folder: &str) -> (Decoder, Parameters) {
-    let mut model = model("tiny-llama", Dtype::Float32);
-    let described = peft::attach(&mut model, &fixture(&format!("{folder}/adapter"))).unwrap();
-    let parameters = Parameters::new(adapter::weights(&model)).unwrap();
-    adapter::attach(&mut model, &described.lora, |key, _| Ok(parameters.get(key).unwrap()))
-        .unwrap();
-    (model, parameters)
-}
-
-fn mean_gradient(
-    model: &Decoder,
-    parameters: &Parameters,
-    batch: &heirloom::dataset::stream::MicroBatch,
-) -> (f64, Tensor) {
-    let gradient = parameters.zero_gradient().unwrap();
-    let sum = loss::nll_sum(model, batch, true).unwrap().unwrap();
-    let mean = sum / batch.trained_tokens() as f64;
-    parameters.add_gradient(&mean, &gradient).unwrap();
-    (mean.double_value(&[]), gradient)
+    crate::support::with_adapter(
+        model("tiny-llama", Dtype::Float32),
+        &fixture(&format!("{folder}/adapter")),
+    )
 }
 
 #[test]

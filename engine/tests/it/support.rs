@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use heirloom::base::{BaseFolder, Checkpoint};
 use heirloom::dataset::stream::MicroBatch;
+use heirloom_engine::adapter::{self, peft};
 use heirloom_engine::model::{Decoder, weights};
+use heirloom_engine::train::{loss, parameters::Parameters};
 use tch::{Kind, Tensor};
 
 /// A file or folder under `tests/fixtures`.
@@ -75,4 +77,26 @@ pub(crate) fn difference(found: &Tensor, reference: &Tensor) -> f64 {
     assert_eq!(found.size(), reference.size());
     let largest = |tensor: Tensor| tensor.abs().max().double_value(&[]);
     largest(found - &reference) / largest(reference.shallow_clone())
+}
+
+/// `model` with the adapter of a folder as trained leaves.
+pub(crate) fn with_adapter(mut model: Decoder, folder: &Path) -> (Decoder, Parameters) {
+    let described = peft::attach(&mut model, folder).unwrap();
+    let parameters = Parameters::new(adapter::weights(&model)).unwrap();
+    adapter::attach(&mut model, &described.lora, |key, _| Ok(parameters.get(key).unwrap()))
+        .unwrap();
+    (model, parameters)
+}
+
+/// Mean loss of a batch over its trained tokens, and its gradient.
+pub(crate) fn mean_gradient(
+    model: &Decoder,
+    parameters: &Parameters,
+    batch: &MicroBatch,
+) -> (f64, Tensor) {
+    let gradient = parameters.zero_gradient().unwrap();
+    let sum = loss::nll_sum(model, batch, true).unwrap().unwrap();
+    let mean = sum / batch.trained_tokens() as f64;
+    parameters.add_gradient(&mean, &gradient).unwrap();
+    (mean.double_value(&[]), gradient)
 }
