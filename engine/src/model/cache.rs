@@ -19,6 +19,8 @@ pub struct Cache {
     values: Vec<Tensor>,
     lengths: Vec<i64>,
     capacity: i64,
+    /// The tokens of every row, where the model may have to compute them anew.
+    history: Option<Vec<Vec<i64>>>,
 }
 
 impl Cache {
@@ -36,6 +38,9 @@ impl Cache {
         }
         self.lengths =
             rows.iter().filter_map(|row| self.lengths.get(*row as usize).copied()).collect();
+        if let Some(history) = &mut self.history {
+            *history = rows.iter().filter_map(|row| history.get(*row as usize).cloned()).collect();
+        }
         Ok(())
     }
 
@@ -104,7 +109,15 @@ impl Decoder {
         let last: Vec<i64> = ends.iter().map(|end| end - 1).collect();
         let last = Tensor::f_from_slice(&last)?.f_to(tokens.device())?;
         let hidden = self.final_norm(&x.f_index_select(0, &last)?)?;
-        Ok((hidden, Cache { keys, values, lengths: layout.lengths, capacity }))
+        let history = if self.may_restart() {
+            let ids = Vec::<i64>::try_from(tokens)?;
+            let row =
+                |(end, length): (&i64, &i64)| ids[(end - length) as usize..*end as usize].to_vec();
+            Some(ends.iter().zip(&layout.lengths).map(row).collect())
+        } else {
+            None
+        };
+        Ok((hidden, Cache { keys, values, lengths: layout.lengths, capacity, history }))
     }
 
     /// Appends one token to every row (`tokens` is `[rows]`, i64) and gives its hidden
@@ -117,7 +130,8 @@ impl Decoder {
     /// gives the hidden state of the last ones, `[rows, hidden_size]`.
     ///
     /// New keys are rotated for the length that the row has then and cached ones stay as they
-    /// are, as with Transformers' cache; see [`Decoder::must_restart`].
+    /// are, as with Transformers' cache. Phi-3 alone is computed anew, there and here, when a
+    /// row grows beyond the length where the factors of LongRoPE change.
     pub fn extend(&self, tokens: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         let (rows, device) = (cache.lengths.len() as i64, tokens.device());
         let new = tokens.numel() as i64 / rows.max(1);
@@ -126,6 +140,9 @@ impl Decoder {
         if used as usize > limit {
             let (tokens, extra) = (used as usize, new as usize);
             return Err(EngineError::TooLong { tokens, extra, limit });
+        }
+        if let Some(restarted) = self.restart(tokens, new, cache)? {
+            return Ok(restarted);
         }
         cache.reserve(used)?;
         let positions: Vec<i64> =
@@ -164,12 +181,30 @@ impl Decoder {
         self.final_norm(&last)
     }
 
-    /// Whether a sequence that grows from one length to another is better computed anew:
-    /// with LongRoPE, keys of short sequences are rotated otherwise than those of long ones.
-    /// Transformers computes Phi-3 anew there, and other families not.
-    pub fn must_restart(&self, from: i64, to: i64) -> bool {
+    /// Whether rows may have to be computed anew, so that their tokens are kept.
+    fn may_restart(&self) -> bool {
         self.architecture.model_type == "phi3"
-            && self.ropes.iter().any(|rope| rope.changes(from, to))
+            && self.ropes.iter().any(|rope| rope.changes(0, i64::MAX))
+    }
+
+    /// Appends tokens by computing all rows anew, where that is needed.
+    fn restart(&self, tokens: &Tensor, new: i64, cache: &mut Cache) -> Result<Option<Tensor>> {
+        let Some(history) = &mut cache.history else { return Ok(None) };
+        let ids = Vec::<i64>::try_from(tokens)?;
+        for (row, ids) in history.iter_mut().zip(ids.chunks(new.max(1) as usize)) {
+            row.extend_from_slice(ids);
+        }
+        let grows = |length: &i64| self.ropes.iter().any(|r| r.changes(*length, length + new));
+        if !cache.lengths.iter().any(grows) {
+            return Ok(None);
+        }
+        let lengths: Vec<u32> = history.iter().map(|row| row.len() as u32).collect();
+        let room =
+            cache.capacity as usize - (cache.lengths.iter().max().copied().unwrap_or(0)) as usize;
+        let all = Tensor::f_from_slice(&history.concat())?.f_to(tokens.device())?;
+        let (hidden, fresh) = self.prefill(&all, &lengths, room.saturating_sub(new as usize))?;
+        *cache = fresh;
+        Ok(Some(hidden))
     }
 
     fn angles_at(&self, positions: &Tensor, cache: &Cache, new: i64) -> Result<Vec<Angles>> {
