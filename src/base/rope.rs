@@ -136,6 +136,9 @@ pub(super) fn read_object(
         return Err(keys.refuse("head_dim", head_dim));
     }
     let Scaling { kind, attention_factor, score_factor } = scaling;
+    if ![attention_factor, score_factor].iter().all(|factor| factor.is_finite()) {
+        return Err(keys.refuse("rope_scaling.factor", attention_factor));
+    }
     if let RopeScaling::LongRope { short_factor, long_factor, .. } = &kind
         && let Some(wrong) = [short_factor, long_factor].iter().find(|f| f.len() != dim / 2)
     {

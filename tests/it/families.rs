@@ -143,6 +143,7 @@ fn absurd_numbers_are_refused_by_name() {
         ("smollm3-3b", "no_rope_layers", json!([1, 1, 1])),
         ("smollm3-3b", "layer_types", json!(["full_attention"])),
         ("gpt-oss-20b", "layer_types", json!(vec!["linear_attention"; 24])),
+        ("mixtral-8x7b-v0.1", "num_local_experts", json!(10_000)),
         (
             "phi-4-mini",
             "rope_scaling",
@@ -158,4 +159,60 @@ fn absurd_numbers_are_refused_by_name() {
     let mut config = published("llama-2-7b");
     config.as_object_mut().unwrap().remove("hidden_size");
     assert!(open(&config).unwrap_err().to_string().contains("no `hidden_size`"));
+}
+
+/// Whatever stands at whatever key: an architecture, or an error, in a moment.
+#[test]
+fn no_value_at_any_key_makes_reading_panic() {
+    let values = [
+        json!(null),
+        json!(true),
+        json!(0),
+        json!(1),
+        json!(3),
+        json!(-7),
+        json!(0.5),
+        json!(1e300),
+        json!(u64::MAX),
+        json!("x"),
+        json!([]),
+        json!([1, "a"]),
+        json!({"rope_type": "yarn"}),
+        json!({"type": "longrope", "factor": 2.0}),
+        json!({"full_attention": 3}),
+        json!({"rope_type": "dynamic", "factor": 1e-9}),
+    ];
+    for folder in fs_err::read_dir(fixtures()).unwrap() {
+        let name = folder.unwrap().file_name().into_string().unwrap();
+        if name == "parameters.json" {
+            continue;
+        }
+        // Small, so that listing what is described takes no time.
+        let mut config = published(&name);
+        config["num_hidden_layers"] = json!(4);
+        for (key, small) in [
+            (
+                "layer_types",
+                json!(["full_attention", "sliding_attention", "full_attention", "full_attention"]),
+            ),
+            ("no_rope_layers", json!([1, 0, 1, 1])),
+            ("n_routed_experts", json!(16)),
+            ("num_experts", json!(16)),
+        ] {
+            if config.get(key).is_some() {
+                config[key] = small;
+            }
+        }
+        open(&config).unwrap();
+        for key in config.as_object().unwrap().keys() {
+            for value in &values {
+                let mut config = config.clone();
+                config[key] = value.clone();
+                if let Ok(architecture) = open(&config) {
+                    let linears = architecture.linear_layers().len();
+                    assert!(architecture.tensors().len() >= linears);
+                }
+            }
+        }
+    }
 }

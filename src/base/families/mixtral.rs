@@ -53,7 +53,7 @@ impl Routed {
         let other = keys.size(count[1])?;
         let experts = keys.require(count[0], |keys, key| Ok(keys.size(key)?.or(other)))?;
         let per_token = keys.require("num_experts_per_tok", Keys::size)?;
-        if experts > MAX_EXPERTS {
+        if experts * keys.require("num_hidden_layers", Keys::size)? > MAX_EXPERTS {
             return Err(keys.refuse(count[0], experts));
         }
         if per_token > experts {

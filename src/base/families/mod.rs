@@ -62,8 +62,8 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// Most blocks that are believed; the lists below grow with them.
 const MAX_LAYERS: usize = 4096;
 
-/// Most experts of a block that are believed.
-const MAX_EXPERTS: usize = 4096;
+/// Most experts of all blocks together that are believed; DeepSeek-V3 has 14,848.
+const MAX_EXPERTS: usize = 1 << 18;
 
 /// The `model_type`s that are supported, sorted.
 pub fn supported() -> impl Iterator<Item = &'static str> {
