@@ -71,6 +71,11 @@ class Hub(ThreadingHTTPServer):
     def endpoint(self):
         return f"http://127.0.0.1:{self.server_port}"
 
+    @property
+    def cdn(self):
+        # Another host by its name, as the public hub keeps large files on other hosts.
+        return f"http://localhost:{self.server_port}"
+
     def asked_since(self):
         asked, self.asked = self.asked, []
         return asked
@@ -99,8 +104,10 @@ class Handler(BaseHTTPRequestHandler):
         if path in (f"/api/models/{REPO}", f"/api/models/{REPO}/revision/main"):
             siblings = [{"rfilename": name} for name in files]
             return self.json({"id": REPO, "sha": COMMIT, "siblings": siblings, "private": False})
-        if path == f"/api/models/{REPO}/tree/{COMMIT}":
+        if path in (f"/api/models/{REPO}/tree/main", f"/api/models/{REPO}/tree/{COMMIT}"):
             return self.json([entry(name, body) for name, body in files.items()])
+        if path.startswith(f"/api/models/{REPO}/tree/"):
+            return self.send(404, b"", {"X-Repo-Commit": COMMIT, "X-Error-Code": "EntryNotFound"})
         parts = path.split("/")
         if parts[1:4] == [*REPO.split("/"), "resolve"] and parts[4] in ("main", COMMIT):
             name = "/".join(parts[5:])
@@ -111,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
             if is_large(name):
                 digest = sha256(body)
                 headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(body))}
-                return self.send(302, b"", {**headers, "Location": f"/blobs/{digest}"})
+                return self.send(302, b"", {**headers, "Location": f"{self.server.cdn}/blobs/{digest}"})
             return self.send(200, body, {**headers, "ETag": f'"{git(body)}"'})
         return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
 
