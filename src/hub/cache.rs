@@ -12,7 +12,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::{File, TryLockError};
+use std::fs::TryLockError;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ struct TreeFile {
 
 /// Held while a blob is written; other programs wait, also those in Python.
 pub(super) struct Lock {
-    _file: File,
+    _file: fs::File,
 }
 
 impl Repo {
@@ -183,12 +183,12 @@ impl Repo {
         make_parent(&self.blob(digest))?;
         let fail = |source| HubError::Io { path: path.clone(), source };
         let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path);
-        let file = file.map_err(fail)?.into_file();
-        match file.try_lock() {
+        let file = file.map_err(fail)?;
+        match file.file().try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 wait();
-                file.lock().map_err(fail)?;
+                file.file().lock().map_err(fail)?;
             }
             Err(TryLockError::Error(source)) => return Err(fail(source)),
         }
