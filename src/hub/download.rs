@@ -65,18 +65,18 @@ enum Hasher {
 
 impl Job<'_> {
     /// Attempts that bring bytes are no failures: only what gets nowhere is given up. Wrong
-    /// bytes may be what an earlier, broken download left, so that they get a second chance.
+    /// bytes may be what an earlier, broken download left, so that they get one second chance.
     fn run(&self, transfers: &Transfers) -> Result<(), HubError> {
         let mut partial = Partial::open(self)?;
         let transfer = transfers.begin(&self.file.name, self.file.size, partial.length);
-        let (mut attempt, mut resumed) = (1, partial.length > 0);
+        let (mut attempt, mut resumed, mut again) = (1, partial.length > 0, false);
         loop {
             let before = partial.length;
             let error = match self.fill(&mut partial, &transfer) {
                 Ok(()) => match self.finish(&mut partial) {
                     Ok(()) => break,
-                    Err(error @ HubError::Digest { .. }) if resumed => {
-                        resumed = false;
+                    Err(error @ HubError::Digest { .. }) if resumed && !again => {
+                        again = true;
                         transfer.restart();
                         transfers.note(&format!("{}; downloading it anew", error));
                         continue;

@@ -4,6 +4,7 @@ mod server;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use fs_err as fs;
@@ -39,8 +40,8 @@ impl Place {
         self
     }
 
-    /// Runs the program with a cache of this test's own.
-    fn heirloom(&self, arguments: &[&str]) -> Ran {
+    /// The program with a cache of this test's own.
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.world.command(arguments);
         for name in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH"] {
             command.env_remove(name);
@@ -50,7 +51,11 @@ impl Place {
         }
         command.env("HF_ENDPOINT", &self.server.endpoint).env("HF_HOME", self.world.path("hf"));
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        let output = command.output().unwrap();
+        command
+    }
+
+    fn heirloom(&self, arguments: &[&str]) -> Ran {
+        let output = self.command(arguments).output().unwrap();
         Ran {
             status: output.status.code(),
             stdout: String::from_utf8(output.stdout).unwrap(),
@@ -235,10 +240,8 @@ fn an_interrupted_download_is_gone_on_with_by_the_next_command() {
 fn a_killed_download_leaves_nothing_in_place() {
     let place = Place::new();
     place.server.fault(&sha256(&weights()), Fault::Silence(Duration::from_secs(30)));
-    let mut command = place.world.command(&["generate", &format!("hf://{REPO}"), "--prompt", "x"]);
-    command.env("HF_ENDPOINT", &place.server.endpoint).env("HF_HOME", place.world.path("hf"));
-    command.env("HF_HUB_DOWNLOAD_TIMEOUT", "60").env_remove("HF_HUB_CACHE");
-    command.stderr(std::process::Stdio::null());
+    let mut command = place.command(&["generate", &format!("hf://{REPO}"), "--prompt", "x"]);
+    command.env("HF_HUB_DOWNLOAD_TIMEOUT", "60").stderr(Stdio::null());
     let mut child = command.spawn().unwrap();
     let incomplete = place.repo().join(format!("blobs/{}.incomplete", sha256(&weights())));
     for _ in 0..600 {
@@ -285,6 +288,14 @@ fn a_blob_whose_digest_is_wrong_never_lands() {
     let names = place.blobs();
     assert!(!names.iter().any(|name| name.starts_with(&sha256(&weights()))), "{names:?}");
     assert!(!place.snapshot().join("model.safetensors").exists());
+    // A server that drops and lies in turn has no more chances than one that only lies.
+    let place = Place::new();
+    for _ in 0..3 {
+        place.server.fault(&sha256(&weights()), Fault::DropAfter(2_900_000));
+        place.server.fault(&sha256(&weights()), Fault::WrongBytes);
+    }
+    place.refused("arrived with other content than the hub promised");
+    assert_eq!(place.ranges().len(), 4);
     // Small files have a digest of another kind.
     let place = Place::new();
     place.server.fault("config.json", Fault::WrongBytes);
