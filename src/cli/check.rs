@@ -8,8 +8,10 @@ use serde::Serialize;
 
 use super::exit::ExitStatus;
 use super::printer::Printer;
+use super::target;
 use crate::dataset::consent::{Counts, Reason};
 use crate::diagnose::Failure;
+use crate::hub::Need;
 use crate::recipe::lock::{Size, Split};
 use crate::recipe::memory::Memory;
 use crate::recipe::plan::{Parameters, Plan};
@@ -46,6 +48,7 @@ pub(super) enum Output {
 
 pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
     let planned = recipe::read(&arguments.recipe, &arguments.sets)
+        .and_then(|literal| target::pin(literal, Need::Sizes, printer))
         .and_then(|literal| Plan::make(&literal, Timestamp::now()));
     let (answer, status) = match (planned, arguments.format) {
         (Ok(plan), Output::Text) => {
@@ -108,6 +111,8 @@ struct JsonProblem<'a> {
 struct JsonPlan<'a> {
     name: &'a str,
     base: &'a Path,
+    /// Bytes of weights that `train` would download; while there are any, they are unchecked.
+    download_bytes: u64,
     parameters: Parameters,
     rows: BTreeMap<String, Counts>,
     training: &'a Size,
@@ -120,6 +125,7 @@ impl<'a> Answer<'a> {
         let plan = JsonPlan {
             name: &plan.recipe.name,
             base: &plan.recipe.base.model,
+            download_bytes: plan.pinned.as_ref().map_or(0, |pinned| pinned.lacking),
             parameters: plan.parameters,
             rows: rows_by_split(plan),
             training: &plan.training,
@@ -166,6 +172,10 @@ fn describe(plan: &Plan) -> String {
         line("run", &recipe.name),
         line("base", &format!("{}, {}", recipe.base.model.display(), word(&recipe.base.dtype))),
     ];
+    if let Some(pinned) = plan.pinned.as_ref().filter(|pinned| pinned.lacking > 0) {
+        let size = bytes(pinned.lacking);
+        lines.push(line("weights", &format!("{size} to download, and not looked at yet")));
+    }
     lines.push(line(
         "adapter",
         &match &recipe.adapter {

@@ -9,6 +9,7 @@ use super::check::bytes;
 use super::exit::ExitStatus;
 use super::printer::Printer;
 use crate::diagnose::{Diagnose as _, Failure};
+use crate::hub::Environment;
 use crate::{LIBTORCH, VERSION, job};
 
 /// Show what this machine has of what Heirloom needs, and what to do about the rest.
@@ -28,7 +29,7 @@ struct Finding {
 }
 
 pub(super) fn run(_: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
-    let findings = [program(), engine(), libtorch(), cores(), memory(), gpu()];
+    let findings = [program(), engine(), libtorch(), cores(), memory(), gpu(), hub()];
     let mut lines = Vec::new();
     for finding in &findings {
         lines.push(format!("{:<9} {}", finding.thing, finding.found));
@@ -152,5 +153,22 @@ fn gpu() -> Finding {
     match fs_err::read_to_string("/sys/module/nvidia/version") {
         Ok(version) => fine("GPU", format!("NVIDIA driver {}", version.trim())),
         Err(_) => fine("GPU", "no NVIDIA driver; training runs on the CPU".to_owned()),
+    }
+}
+
+/// What the environment says of the hub, which is not asked.
+fn hub() -> Finding {
+    match Environment::read() {
+        Ok(Environment { endpoint, token, cache, offline, .. }) => {
+            let token = if token.is_some() { "a token" } else { "no token" };
+            let offline = offline.map(|name| format!(", offline by `{name}`")).unwrap_or_default();
+            fine("hub", format!("{endpoint}, {token}, cache {}{offline}", cache.display()))
+        }
+        Err(error) => {
+            let remedy = error.hint().unwrap_or_default();
+            let mut finding = missing("hub", error.to_string(), &remedy);
+            finding.optional = true;
+            finding
+        }
     }
 }

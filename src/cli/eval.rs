@@ -71,8 +71,9 @@ impl Diagnose for EvalError {
 }
 
 pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
-    let resolved = target::resolve(&arguments.target)?;
-    let baseline = arguments.baseline.as_deref().map(target::resolve).transpose()?;
+    let resolved = target::resolve(&arguments.target, printer)?;
+    let baseline = arguments.baseline.as_deref();
+    let baseline = baseline.map(|baseline| target::resolve(baseline, printer)).transpose()?;
     let job = Job::Evaluate(Evaluate {
         target: resolved.target(arguments.dtype),
         // Both are compared in one precision, or the comparison would mean little.

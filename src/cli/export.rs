@@ -47,7 +47,7 @@ impl Diagnose for ExportError {
 }
 
 pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
-    let run = target::finished(&arguments.run)?;
+    let run = target::finished(&arguments.run, printer)?;
     if arguments.to == ExportKind::Adapter && run.recipe.adapter == Adapter::Full {
         return Err(ExportError::NoAdapter { path: arguments.run.clone() }.into());
     }

@@ -29,7 +29,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
-    let target = target::resolve(&arguments.target)?.target(arguments.dtype);
+    let target = target::resolve(&arguments.target, printer)?.target(arguments.dtype);
     let job = Job::Generate(Generate {
         target,
         prompt: arguments.prompt.clone(),

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::printer::Printer;
 use crate::diagnose::{Diagnose, Failure};
+use crate::hub::{self, Address, HubError, Need};
 use crate::job::Target;
 use crate::recipe::lock::Lock;
-use crate::recipe::{self, Adapter, Dtype, Recipe};
+use crate::recipe::problem::RecipeError;
+use crate::recipe::{self, Adapter, Dtype, Literal, Recipe};
 use crate::run::RunFolder;
 
 /// Largest `adapter_config.json` that is read, in bytes.
@@ -43,6 +46,10 @@ impl Diagnose for TargetError {
                 .to_owned(),
             Self::Unfinished { .. } => "finish it with `heirloom train RECIPE --resume`".to_owned(),
             Self::AdapterConfig { .. } => "export the adapter again".to_owned(),
+            Self::NoBase { base, .. } if matches!(Address::of(base), Some(Ok(_))) => format!(
+                "download it by naming it, for example with `heirloom generate {} --prompt Hello`",
+                base.display()
+            ),
             Self::NoBase { base, .. } => {
                 format!("run the command where `{}` lies, or put the base there", base.display())
             }
@@ -64,6 +71,8 @@ pub(super) struct Run {
     pub(super) folder: RunFolder,
     pub(super) recipe: Recipe,
     pub(super) lock: Lock,
+    /// The folder of its base.
+    pub(super) base: PathBuf,
 }
 
 impl Resolved {
@@ -77,7 +86,7 @@ impl Resolved {
             Self::Base(base) => (base.clone(), None),
             Self::Adapter { base, adapter } => (base.clone(), Some(adapter.clone())),
             Self::Run(run) => match run.recipe.adapter {
-                Adapter::Lora(_) => (run.recipe.base.model.clone(), Some(run.folder.adapter())),
+                Adapter::Lora(_) => (run.base.clone(), Some(run.folder.adapter())),
                 Adapter::Full => (run.folder.model(), None),
             },
         };
@@ -86,13 +95,16 @@ impl Resolved {
 }
 
 /// Finds out what `path` is. A run must be finished, and its base must be the one that it
-/// was trained on.
-pub(super) fn resolve(path: &Path) -> Result<Resolved, Failure> {
+/// was trained on. What an address means is downloaded where the cache lacks it.
+pub(super) fn resolve(path: &Path, printer: Printer) -> Result<Resolved, Failure> {
+    if let Some(address) = Address::of(path) {
+        return Ok(Resolved::Base(hub::fetch(&address?, Need::Model, printer.into())?.folder));
+    }
     if !path.is_dir() {
         return Err(TargetError::NoFolder { path: path.to_owned() }.into());
     }
     if RunFolder::new(path).lock().is_file() {
-        return Ok(Resolved::Run(Box::new(finished(path)?)));
+        return Ok(Resolved::Run(Box::new(finished(path, printer)?)));
     }
     let config = path.join("adapter_config.json");
     if config.is_file() {
@@ -105,11 +117,12 @@ pub(super) fn resolve(path: &Path) -> Result<Resolved, Failure> {
 }
 
 /// The finished run at `path`, with its base verified against its lock.
-pub(super) fn finished(path: &Path) -> Result<Run, Failure> {
-    let run = open(path)?;
+pub(super) fn finished(path: &Path, printer: Printer) -> Result<Run, Failure> {
+    let mut run = open(path)?;
     if !run.is_trained() {
         return Err(TargetError::Unfinished { path: path.to_owned() }.into());
     }
+    run.fetch_base(printer)?;
     run.lock.verify_base()?;
     Ok(run)
 }
@@ -122,10 +135,20 @@ pub(super) fn open(path: &Path) -> Result<Run, Failure> {
     }
     let lock = Lock::read(&folder.lock())?;
     let recipe = recipe::read(&folder.recipe(), &[])?.recipe;
-    Ok(Run { folder, recipe, lock })
+    let base = recipe.base.model.clone();
+    Ok(Run { folder, recipe, lock, base })
 }
 
 impl Run {
+    /// Sees to it that a base on the hub is in the cache, from which others may remove it.
+    pub(super) fn fetch_base(&mut self, printer: Printer) -> Result<(), HubError> {
+        if let Some(address) = Address::of(&self.recipe.base.model) {
+            let need = needed(&self.recipe, Need::Model);
+            self.base = hub::fetch(&address?, need, printer.into())?.folder;
+        }
+        Ok(())
+    }
+
     /// Whether training is complete.
     pub(super) fn is_trained(&self) -> bool {
         self.folder.summary().is_file()
@@ -138,10 +161,35 @@ impl Run {
     }
 }
 
+/// Sees to it that a base on the hub is in the cache, as far as `need` goes, and pins it.
+pub(super) fn pin(
+    mut literal: Literal,
+    need: Need,
+    printer: Printer,
+) -> Result<Literal, RecipeError> {
+    let Some(address) = literal.hub_base() else { return Ok(literal) };
+    let need = needed(&literal.recipe, need);
+    let fetched = address
+        .and_then(|asked| hub::fetch(&asked, need, printer.into()).map(|fetched| (asked, fetched)));
+    match fetched {
+        Ok((asked, fetched)) => {
+            literal.pin(&asked, &fetched.pinned.revision, fetched.lacking);
+            Ok(literal)
+        }
+        Err(error) => Err(literal.hub_problem(error)),
+    }
+}
+
+/// What draws its own weights needs none.
+fn needed(recipe: &Recipe, need: Need) -> Need {
+    if recipe.base.from_scratch { Need::Description } else { need }
+}
+
 /// What is read of `adapter_config.json`; the engine reads the rest.
 #[derive(Deserialize)]
 struct AdapterConfig {
     base_model_name_or_path: PathBuf,
+    revision: Option<String>,
 }
 
 fn adapter(path: &Path, config: &Path) -> Result<Resolved, TargetError> {
@@ -153,7 +201,15 @@ fn adapter(path: &Path, config: &Path) -> Result<Resolved, TargetError> {
     let text = fs_err::read_to_string(config).map_err(refuse)?;
     let config: AdapterConfig =
         serde_json::from_str(&text).map_err(|error| refuse(error.into()))?;
-    let base = config.base_model_name_or_path;
+    let mut base = config.base_model_name_or_path;
+    // Only the cache is looked into: an adapter does not make this program ask a hub.
+    if !base.is_dir()
+        && let Some(revision) = config.revision
+        && let Ok(address) = Address::parse(&format!("hf://{}@{revision}", base.display()))
+    {
+        base = PathBuf::from(address.to_string());
+        base = hub::local(&base).unwrap_or(base);
+    }
     if !base.is_dir() {
         return Err(TargetError::NoBase { path: path.to_owned(), base });
     }

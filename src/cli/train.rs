@@ -8,6 +8,7 @@ use super::exit::ExitStatus;
 use super::printer::Printer;
 use super::target::{self, Run};
 use crate::diagnose::{Diagnose, Failure};
+use crate::hub::Need;
 use crate::job::{self, Job};
 use crate::recipe::lock::{Lock, LockedData, Size};
 use crate::recipe::plan::{Plan, PlannedFile};
@@ -143,7 +144,7 @@ impl Diagnose for TrainError {
 }
 
 pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
-    let literal = recipe::read(&arguments.recipe, &arguments.sets)?;
+    let mut literal = recipe::read(&arguments.recipe, &arguments.sets)?;
     let default = || Path::new(RUNS).join(&literal.recipe.name);
     let path = arguments.run.clone().unwrap_or_else(default);
     let run = RunFolder::new(&path);
@@ -152,8 +153,9 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     // Also before it: a run that can never start should not leave a folder behind.
     job::engine()?;
     if arguments.resume {
-        resume(&literal, &path)?;
+        resume(&mut literal, &path, printer)?;
     } else {
+        let literal = target::pin(literal, Need::Model, printer)?;
         Plan::make(&literal, Timestamp::now())?.begin(&run)?;
     }
     Err(job::start(printer.into(), Job::Train { run: path }))
@@ -185,14 +187,27 @@ fn check_place(run: &RunFolder, resume: bool) -> Result<(), Failure> {
 
 /// Checks that a run may go on: the same recipe, the same inputs, the same rows allowed now
 /// as when it began, and the same steps made of them.
-fn resume(literal: &Literal, path: &Path) -> Result<(), Failure> {
-    let run = target::open(path)?;
+fn resume(literal: &mut Literal, path: &Path, printer: Printer) -> Result<(), Failure> {
+    let mut run = target::open(path)?;
+    keep_commit(literal, &run.lock)?;
     same_recipe(literal, &run)?;
+    run.fetch_base(printer)?;
     run.lock.verify()?;
     let plan = Plan::again(literal, &run.lock, Timestamp::now())?;
     same_base(&run.lock, &plan)?;
     same_rows(&run.lock, &plan)?;
     same_size(&run.lock.training, &plan.training)
+}
+
+/// A branch may have moved since: the run stays with the commit that it began with.
+fn keep_commit(literal: &mut Literal, lock: &Lock) -> Result<(), Failure> {
+    if let Some((address, pin)) = literal.hub_base().zip(lock.hub.as_ref()) {
+        let address = address?;
+        if address.to_string() == pin.model {
+            literal.pin(&address, &pin.commit, 0);
+        }
+    }
+    Ok(())
 }
 
 fn same_recipe(literal: &Literal, run: &Run) -> Result<(), Failure> {

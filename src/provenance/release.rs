@@ -5,6 +5,7 @@
 //! Only what the program read or computed itself is stated. Text of rows stays in the run
 //! folder: of an evaluation, only its numbers and its digest go into the release.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -18,6 +19,7 @@ use super::statement::{
     sha256,
 };
 use crate::files::{FolderInProgress, sha256_of_file, write_atomically};
+use crate::hub;
 use crate::job::ExportKind;
 use crate::recipe::Recipe;
 use crate::recipe::lock::Lock;
@@ -79,6 +81,14 @@ pub fn finish(
     Ok(target)
 }
 
+/// The folder of the base, wherever the cache of the hub lies today.
+fn base_folder(recipe: &Recipe) -> Result<PathBuf, ReleaseError> {
+    let path = &recipe.base.model;
+    let unreadable =
+        |error| ReleaseError::Unreadable { path: path.clone(), source: io::Error::other(error) };
+    hub::local(path).map_err(unreadable)
+}
+
 /// Writes everything but the payload into `folder`, which will be `target`.
 pub(super) fn write_documents(
     folder: &Path,
@@ -87,7 +97,7 @@ pub(super) fn write_documents(
     latest: Timestamp,
 ) -> Result<(), ReleaseError> {
     check_payload(folder, facts.kind)?;
-    let origin = Origin::read(&facts.recipe.base.model)?;
+    let origin = Origin::read(&base_folder(facts.recipe)?)?;
     let byproducts = byproducts(facts)?;
     let evaluations: Vec<Evaluation> = byproducts
         .iter()

@@ -76,6 +76,7 @@ impl Finished {
         recipe.base.model = base.clone();
         let base_file = |name: &str| LockedFile { path: base.join(name), ..locked(name) };
         let lock = Lock {
+            hub: None,
             heirloom: crate::VERSION.to_owned(),
             created: instant("2026-11-20T08:00:00.123Z"),
             recipe_sha256: "a".repeat(64),

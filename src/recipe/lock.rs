@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::dataset::consent::{Ask, Counts};
 use crate::diagnose::Diagnose;
 use crate::files::sha256_of_file;
+use crate::hub::{self, HubError};
 
 /// Largest lock that is read, in bytes: some hundred thousand files of rows.
 const MAX_BYTES: u64 = 64 << 20;
@@ -26,6 +27,10 @@ pub struct Lock {
     pub created: Timestamp,
     /// SHA-256 of the recipe file as the user wrote it.
     pub recipe_sha256: String,
+    /// The base on the hub, where it lies there. In `base`, its files are named by its address
+    /// at the commit, so that the lock holds wherever a cache lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<Pin>,
     /// Files of the base folder that are read, sorted by path.
     pub base: Vec<LockedFile>,
     /// Files of rows, in the order in which they are read.
@@ -34,6 +39,16 @@ pub struct Lock {
     pub ask: Ask,
     /// What training takes.
     pub training: Size,
+}
+
+/// A revision on the hub and the commit that it was when the run began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pin {
+    /// The base that the recipe names: `hf://org/name@revision`.
+    pub model: String,
+    /// The commit.
+    pub commit: String,
 }
 
 /// One input file.
@@ -201,10 +216,19 @@ impl Lock {
     }
 }
 
+/// An address without files in the cache is a file that is gone.
+fn absent(error: HubError) -> io::Error {
+    match error {
+        HubError::NotCached { .. } => io::ErrorKind::NotFound.into(),
+        other => io::Error::other(other),
+    }
+}
+
 fn verify<'a>(files: impl IntoIterator<Item = &'a LockedFile>) -> Result<(), LockError> {
     let mut changes = Vec::new();
     for file in files {
-        let found = match sha256_of_file(&file.path) {
+        let place = hub::local_file(&file.path);
+        let found = match place.map_err(absent).and_then(|place| sha256_of_file(&place)) {
             Ok(found) => Some(found),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(LockError::Read { path: file.path.clone(), source }),

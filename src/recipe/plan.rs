@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::lock::{Lock, LockedData, LockedFile, Size, Split};
 use super::memory::Memory;
 use super::problem::{Fault, Problem, RecipeError, listed, most_alike};
+use super::read::Pinned;
 use super::{Adapter, Data, Literal, Recipe, Targets, is_tail};
 use crate::base::BaseFolder;
 use crate::dataset::chat::ChatEncoder;
@@ -23,6 +24,7 @@ use crate::dataset::stream::Spec;
 use crate::dataset::survey::{Survey, survey};
 use crate::diagnose::Failure;
 use crate::files::{FolderInProgress, sha256_of_file, write_atomically};
+use crate::hub;
 use crate::run::RunFolder;
 
 /// Everything that is known about a run before it begins.
@@ -42,6 +44,9 @@ pub struct Plan {
     pub data: Vec<PlannedFile>,
     /// What training takes.
     pub training: Size,
+    /// The base on the hub, where it lies there.
+    pub pinned: Option<Pinned>,
+    base_folder: PathBuf,
     base_files: Vec<PathBuf>,
 }
 
@@ -136,7 +141,9 @@ impl Plan {
                 })
                 .collect(),
             training: survey.size,
-            base_files: base.files(),
+            pinned: literal.pinned.clone(),
+            base_files: named(&base, &literal.recipe.base.model),
+            base_folder: base.folder().to_owned(),
         })
     }
 
@@ -149,14 +156,15 @@ impl Plan {
         sum
     }
 
-    /// Files of the base folder that are read, sorted.
+    /// Files of the base that are read, sorted, below what the recipe calls the base.
     pub fn base_files(&self) -> &[PathBuf] {
         &self.base_files
     }
 
     /// Digests every input.
     pub fn lock(&self) -> io::Result<Lock> {
-        let base = self.base_files.iter().map(|path| pin(path)).collect::<io::Result<_>>()?;
+        let base = self.base_files.iter().map(|name| self.pin_base(name));
+        let base = base.collect::<io::Result<_>>()?;
         let mut pinned = BTreeMap::new();
         let mut data = Vec::new();
         for planned in &self.data {
@@ -175,11 +183,17 @@ impl Plan {
             heirloom: crate::VERSION.to_owned(),
             created: self.ask.at,
             recipe_sha256: self.recipe_sha256.clone(),
+            hub: self.pinned.as_ref().map(|pinned| pinned.pin.clone()),
             base,
             data,
             ask: self.ask.clone(),
             training: self.training.clone(),
         })
+    }
+
+    fn pin_base(&self, name: &Path) -> io::Result<LockedFile> {
+        let inside = name.strip_prefix(&self.recipe.base.model).unwrap_or(name);
+        Ok(LockedFile { path: name.to_owned(), ..pin(&self.base_folder.join(inside))? })
     }
 
     /// Makes the run folder, complete or not at all: resolved recipe, lock, consent report.
@@ -194,6 +208,15 @@ impl Plan {
         write_atomically(&beginning.consent_report(), report.as_bytes())?;
         Ok(folder.finish(false)?)
     }
+}
+
+/// The files of a base, below what the recipe calls it: its folder, or its address.
+fn named(base: &BaseFolder, model: &Path) -> Vec<PathBuf> {
+    let name = |path: PathBuf| match path.strip_prefix(base.folder()) {
+        Ok(inside) => model.join(inside),
+        Err(_) => path,
+    };
+    base.files().into_iter().map(name).collect()
 }
 
 fn pin(path: &Path) -> io::Result<LockedFile> {
@@ -263,7 +286,9 @@ impl Looking<'_> {
 
     fn base(&mut self) -> Option<BaseFolder> {
         let recipe = &self.literal.recipe;
-        let opened = BaseFolder::open(&recipe.base.model, recipe.base.from_scratch);
+        let folder = self.take("base.model", hub::local(&recipe.base.model))?;
+        let lacking = self.literal.pinned.as_ref().is_some_and(|pinned| pinned.lacking > 0);
+        let opened = BaseFolder::open(&folder, recipe.base.from_scratch || lacking);
         let base = self.take("base.model", opened)?;
         let (window, positions) =
             (recipe.data.sequence_length, base.architecture.max_position_embeddings);

@@ -3,10 +3,12 @@
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use super::lock::Pin;
 use super::problem::{Fault, Place, Problem, RecipeError};
 use super::yaml::Node;
 use super::{Recipe, decode, overrides, rules, yaml};
 use crate::files::sha256_of_bytes;
+use crate::hub::{Address, HubError};
 
 /// Largest recipe that is read, in bytes.
 pub const MAX_BYTES: u64 = 1 << 20;
@@ -18,8 +20,19 @@ pub struct Literal {
     pub recipe: Recipe,
     /// SHA-256 of the file as the user wrote it, without overrides.
     pub sha256: String,
+    /// The base on the hub, once its revision is pinned.
+    pub pinned: Option<Pinned>,
     path: PathBuf,
     tree: Node,
+}
+
+/// What the hub said about the base.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pinned {
+    /// What the lock keeps of it.
+    pub pin: Pin,
+    /// Bytes of weights that the cache lacks: then only what needs no weights can be known.
+    pub lacking: u64,
 }
 
 impl Literal {
@@ -38,6 +51,24 @@ impl Literal {
             }
             key = key.rsplit_once(['.', '[']).map_or("", |(above, _)| above);
         }
+    }
+
+    /// The base on the hub, if it lies there.
+    pub fn hub_base(&self) -> Option<Result<Address, HubError>> {
+        Address::of(&self.recipe.base.model)
+    }
+
+    /// Makes the base the commit that its revision is.
+    pub fn pin(&mut self, asked: &Address, commit: &str, lacking: u64) {
+        let pin = Pin { model: asked.to_string(), commit: commit.to_owned() };
+        self.recipe.base.model = asked.at(commit).to_string().into();
+        self.pinned = Some(Pinned { pin, lacking });
+    }
+
+    /// Everything of what it names that only the hub could tell is this one problem.
+    pub fn hub_problem(&self, cause: HubError) -> RecipeError {
+        let problem = self.problem("base.model", Fault::Input { cause: cause.into() });
+        RecipeError::Problems { path: self.path.clone(), problems: vec![problem] }
     }
 
     /// A problem with the value of `key`.
@@ -78,8 +109,13 @@ pub fn parse(path: &Path, text: &str, sets: &[String]) -> Result<Literal, Recipe
     let decoded = decode::decode::<Recipe>(&mut healed);
     faults.extend(decoded.faults);
     let Some(recipe) = decoded.value else { return fail(faults) };
-    let literal =
-        Literal { recipe, sha256: sha256_of_bytes(text.as_bytes()), path: path.to_owned(), tree };
+    let literal = Literal {
+        recipe,
+        sha256: sha256_of_bytes(text.as_bytes()),
+        pinned: None,
+        path: path.to_owned(),
+        tree,
+    };
     for (key, fault) in rules::check(&literal.recipe, &decoded.holes) {
         faults.push((literal.locate(&key), fault));
     }

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use super::problem::{Fault, listed, most_alike};
 use super::{Adapter, FORMAT, Gate, Lora, Optimizer, Recipe, Schedule, Targets};
+use crate::diagnose::Diagnose as _;
+use crate::hub::Address;
 
 /// Longest name of a run or a suite: both become names of files.
 const MAX_NAME: usize = 100;
@@ -124,6 +126,10 @@ impl Check<'_> {
             "is empty",
             "name the folder of a base model",
         );
+        if let Some(Err(error)) = Address::of(&recipe.base.model) {
+            let hint = error.hint().unwrap_or_default();
+            self.rule(false, "base.model", format!("is no model: {error}"), hint);
+        }
         self.rule(
             !recipe.base.from_scratch || matches!(recipe.adapter, Adapter::Full),
             "base.from_scratch",

@@ -8,6 +8,8 @@ mod documents;
 #[cfg(test)]
 mod families;
 #[cfg(test)]
+mod hub;
+#[cfg(test)]
 mod inputs;
 #[cfg(test)]
 mod recipes;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use heirloom::base::Checkpoint;
+use heirloom::hub::Address;
 use heirloom::recipe::{Lora, Targets};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -54,6 +55,8 @@ struct Written {
     lora_dropout: f64,
     peft_type: &'static str,
     r: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revision: Option<String>,
     target_modules: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     target_parameters: Vec<String>,
@@ -190,8 +193,13 @@ pub fn save(folder: &Path, model: &Decoder, lora: &Lora, base: &Path) -> Result<
     modules.dedup();
     let target_parameters: Vec<String> =
         parameters.into_iter().map(|name| format!("{name}.weight")).collect();
+    // A base on the hub is named as PEFT names it, so that PEFT finds it there.
+    let (base_model_name_or_path, revision) = match Address::of(base) {
+        Some(Ok(address)) => (address.repo, Some(address.revision)),
+        _ => (base.display().to_string(), None),
+    };
     let config = Written {
-        base_model_name_or_path: base.display().to_string(),
+        base_model_name_or_path,
         bias: "none",
         fan_in_fan_out: false,
         inference_mode: true,
@@ -201,6 +209,7 @@ pub fn save(folder: &Path, model: &Decoder, lora: &Lora, base: &Path) -> Result<
         lora_dropout: if target_parameters.is_empty() { lora.dropout } else { 0.0 },
         peft_type: "LORA",
         r: lora.rank,
+        revision,
         target_modules: modules,
         target_parameters,
         task_type: "CAUSAL_LM",

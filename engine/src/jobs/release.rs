@@ -5,6 +5,7 @@ use heirloom::base::BaseFolder;
 use heirloom::cli::printer::Printer;
 use heirloom::diagnose::Failure;
 use heirloom::files::FolderInProgress;
+use heirloom::hub;
 use heirloom::job::{Export, ExportKind};
 use heirloom::provenance::release::{self, Facts};
 use heirloom::provenance::statement::Training;
@@ -30,7 +31,7 @@ pub(super) fn export(job: &Export, printer: Printer) -> Result<(), Failure> {
     lock.verify_base()?;
 
     let folder = FolderInProgress::beside(&job.output).map_err(EngineError::from)?;
-    let base = BaseFolder::open(&recipe.base.model, recipe.base.from_scratch)?;
+    let base = BaseFolder::open(&hub::local(&recipe.base.model)?, recipe.base.from_scratch)?;
     match (&recipe.adapter, job.to) {
         (Adapter::Lora(_), ExportKind::Adapter) => export::adapter(&run, folder.path())?,
         (Adapter::Lora(_), ExportKind::Merged) => export::merged(&run, &base, folder.path())?,

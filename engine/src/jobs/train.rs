@@ -11,6 +11,7 @@ use heirloom::dataset::evaluation::evaluation_rows;
 use heirloom::dataset::stream::{Spec, Stream};
 use heirloom::diagnose::Failure;
 use heirloom::files::{self, FolderInProgress};
+use heirloom::hub;
 use heirloom::recipe::lock::{Lock, Split};
 use heirloom::recipe::{Adapter, Recipe};
 use heirloom::run::{RunFolder, Summary};
@@ -34,8 +35,9 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     let stop = train::Stop::on_signals()?;
     fs::create_dir_all(run.checkpoints()).map_err(EngineError::from)?;
 
-    let base = BaseFolder::open(&recipe.base.model, recipe.base.from_scratch)?;
-    let encoder = Arc::new(ChatEncoder::open(&recipe.base.model)?.with_clock(lock.created));
+    let folder = hub::local(&recipe.base.model)?;
+    let base = BaseFolder::open(&folder, recipe.base.from_scratch)?;
+    let encoder = Arc::new(ChatEncoder::open(base.folder())?.with_clock(lock.created));
     let mut trainer = Trainer::open(&recipe, &base, lock.training.steps, run.checkpoints())?;
     // Reads and tokenises ahead on threads of its own.
     let spec = Spec::locked(&recipe, &lock);

@@ -115,6 +115,20 @@ fn merged_weights_equal_peft() {
 }
 
 #[test]
+fn an_adapter_names_a_base_on_the_hub_as_peft_does() {
+    let (model, _) = with_adapter("lora-qv");
+    let described = peft::describe(&fixture("lora-qv/adapter")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let base = format!("hf://org/name@{commit}");
+    peft::save(folder.path(), &model, &described.lora, base.as_ref()).unwrap();
+    let text = fs_err::read_to_string(folder.path().join("adapter_config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(config["base_model_name_or_path"], "org/name");
+    assert_eq!(config["revision"], commit);
+}
+
+#[test]
 fn an_adapter_written_here_is_read_back_with_the_same_logits() {
     let (model, _) = with_adapter("lora-qv");
     let described = peft::describe(&fixture("lora-qv/adapter")).unwrap();
