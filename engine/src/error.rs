@@ -164,6 +164,13 @@ impl Diagnose for EngineError {
         Some(hint.to_owned())
     }
 
+    fn details(&self) -> Vec<String> {
+        match self {
+            Self::Base(error) => error.details(),
+            _ => Vec::new(),
+        }
+    }
+
     fn blame(&self) -> Blame {
         match self {
             Self::Torch(_) | Self::StreamEnded { .. } => Blame::Defect,

@@ -6,3 +6,4 @@ mod families;
 mod goldens;
 mod runs;
 mod support;
+mod weights;
