@@ -21,9 +21,9 @@ use crate::base::BaseError;
 const MAX_INDEX_BYTES: u64 = 128 << 20;
 
 /// File name of an unsharded checkpoint.
-const SINGLE: &str = "model.safetensors";
+pub(super) const SINGLE: &str = "model.safetensors";
 /// File name of the index of a sharded one.
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Endings of files that Python's `pickle` reads.
 const PICKLES: [&str; 5] = ["bin", "ckpt", "pkl", "pt", "pth"];

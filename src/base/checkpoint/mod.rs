@@ -232,14 +232,19 @@ impl View<'_> {
     /// Gives the memory behind a range of the bytes back to the system. Reading them again
     /// reads the file again: without this, all that was ever read would count as ours.
     pub fn release(&self, range: Range<usize>) {
+        let end = range.end.min(self.bytes.len());
+        let Some(length) = end.checked_sub(range.start).filter(|length| *length > 0) else {
+            return;
+        };
         #[expect(
             unsafe_code,
             reason = "giving pages back is unsafe for memory that was written to; this mapping of \
                       a file is read-only, so the same bytes come back"
         )]
-        // SAFETY: see above. Advice that is not taken costs memory and nothing else.
+        // SAFETY: see above; the range lies in the mapping, whose pages are all the file's.
+        // Advice that is not taken costs memory and nothing else.
         let _taken = unsafe {
-            let (offset, length) = (self.start + range.start, range.len());
+            let offset = self.start + range.start;
             self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, length)
         };
     }
