@@ -15,8 +15,8 @@ use tch::{Device, Kind, Tensor};
 use super::weights::sizes;
 use crate::error::Result;
 
-/// Values that are dequantised at once; in f32, 8 MiB.
-const BAND_VALUES: usize = 2 << 20;
+/// Values that are dequantised at once; in f32, 1 MiB.
+const BAND_VALUES: usize = 256 << 10;
 
 /// What the sixteen patterns of E2M1 stand for.
 const E2M1: [f32; 16] =
