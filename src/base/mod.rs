@@ -9,6 +9,7 @@ mod architecture;
 mod checkpoint;
 mod families;
 mod keys;
+mod quantization;
 mod rope;
 mod tensors;
 
@@ -52,13 +53,17 @@ impl BaseFolder {
             None
         } else {
             let mut checkpoint = Checkpoint::open_folder(folder)?;
+            if let Some(block) = quantization::fp8_block(folder)? {
+                checkpoint.set_fp8_block(block);
+            }
             // As in the reference, weights that differ are not tied, whatever the config says.
             architecture.tie_word_embeddings =
                 architecture.tie_word_embeddings && checkpoint.tie(EMBEDDING, OUTPUT);
             checkpoint
                 .expect(&architecture.tensors(), |name| architecture.leaves_out(name))
-                .map_err(|problems| {
-                    WeightsError::Tensors { folder: folder.to_owned(), problems }
+                .map_err(|problems| WeightsError::Tensors {
+                    folder: folder.to_owned(),
+                    problems,
                 })?;
             Some(checkpoint)
         };
@@ -236,6 +241,7 @@ impl Diagnose for BaseError {
         };
         Some(hint.to_owned())
     }
+
     fn details(&self) -> Vec<String> {
         match self {
             Self::Weights(error) => error.details(),

@@ -15,7 +15,7 @@ use crate::adapter::peft;
 use crate::device;
 use crate::error::EngineError;
 use crate::eval::perplexity;
-use crate::model::{Decoder, weights};
+use crate::model::Decoder;
 
 /// Longest window where none is asked for: what most published figures were taken with.
 const DEFAULT_WINDOW: usize = 2048;
@@ -85,13 +85,7 @@ fn open(target: &Target, device: Device, tokens: &[u32]) -> Result<Decoder, Fail
     let device = device::open(device)?;
     let base = BaseFolder::open(&target.base, false)?;
     base.fits_tokenizer(tokens.iter().max().map_or(0, |token| *token as usize + 1))?;
-    let checkpoint = base.checkpoint().ok_or_else(|| {
-        EngineError::from(heirloom::base::BaseError::NoWeights { folder: target.base.clone() })
-    })?;
-    let kind = weights::kind(target.dtype);
-    let mut model = Decoder::build(&base.architecture, kind, |name, _| {
-        Ok(weights::load_as(checkpoint, name, kind)?.f_to(device)?)
-    })?;
+    let mut model = Decoder::open_on(&base, target.dtype, device)?;
     if let Some(folder) = &target.adapter {
         peft::attach(&mut model, folder)?;
         for low_rank in model.linears_mut().filter_map(|linear| linear.low_rank.as_mut()) {

@@ -71,6 +71,15 @@ pub(super) fn open(path: &Path) -> Result<fs::File, BaseError> {
     fs::File::open(path).map_err(BaseError::read(path))
 }
 
+/// The bytes of a regular file, unless they are more than `limit`.
+pub(in crate::base) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, BaseError> {
+    let bytes = open(path)?.metadata().map_err(BaseError::read(path))?.len();
+    if bytes > limit {
+        return Err(BaseError::TooLarge { path: path.to_owned(), bytes, limit });
+    }
+    fs::read(path).map_err(BaseError::read(path))
+}
+
 #[derive(Deserialize)]
 struct Index {
     weight_map: WeightMap,
@@ -78,12 +87,7 @@ struct Index {
 
 /// The shards that an index names, each with its tensors.
 fn read(index: &Path) -> Result<BTreeMap<String, BTreeSet<String>>, BaseError> {
-    let bytes = open(index)?.metadata().map_err(BaseError::read(index))?.len();
-    if bytes > MAX_INDEX_BYTES {
-        let path = index.to_owned();
-        return Err(BaseError::TooLarge { path, bytes, limit: MAX_INDEX_BYTES });
-    }
-    let text = fs::read(index).map_err(BaseError::read(index))?;
+    let text = read_bounded(index, MAX_INDEX_BYTES)?;
     let Index { weight_map: WeightMap(weight_map) } = serde_json::from_slice(&text)
         .map_err(|source| BaseError::Json { path: index.to_owned(), source })?;
     let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();

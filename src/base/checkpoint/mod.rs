@@ -23,6 +23,7 @@ use safetensors::tensor::Dtype;
 
 pub use error::WeightsError;
 pub use header::HeaderError;
+pub(super) use index::read_bounded;
 pub use mismatch::Mismatch;
 pub use stored::StoredTensor;
 
