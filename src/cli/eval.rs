@@ -17,8 +17,7 @@ use crate::recipe::plan::ask;
 use crate::recipe::problem::listed;
 use crate::recipe::{DEFAULT_MAX_HOURS, DEFAULT_PROCESSING, Dtype, Format, Suite};
 
-/// Measure a model: loss and exact match of its answers on held-out rows, or the perplexity
-/// of a text.
+/// Measure a model on held-out rows, or by the perplexity of a text.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
