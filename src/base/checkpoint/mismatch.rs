@@ -124,17 +124,16 @@ pub(super) fn summary(problems: &[Mismatch]) -> String {
     if let [problem] = problems {
         return problem.renamed(shown).to_string();
     }
-    let kinds: [(&str, fn(&Mismatch) -> bool); 5] = [
-        ("missing", |problem| matches!(problem, Mismatch::Missing { .. })),
-        ("unexpected", |problem| matches!(problem, Mismatch::Unexpected { .. })),
-        ("misshapen", |problem| matches!(problem, Mismatch::Shape { .. })),
-        ("of a dtype that cannot be loaded", |problem| {
-            matches!(problem, Mismatch::Dtype { .. } | Mismatch::NoScale { .. })
-        }),
-        ("misplaced", |problem| matches!(problem, Mismatch::Place { .. })),
-    ];
-    let count = |is: fn(&Mismatch) -> bool| problems.iter().filter(|problem| is(problem)).count();
-    let counted = kinds.into_iter().map(|(name, is)| (name, count(is)));
+    let kind = |problem: &Mismatch| match problem {
+        Mismatch::Missing { .. } => "missing",
+        Mismatch::Unexpected { .. } => "unexpected",
+        Mismatch::Shape { .. } => "misshapen",
+        Mismatch::Dtype { .. } | Mismatch::NoScale { .. } => "unloadable",
+        Mismatch::Place { .. } => "misplaced",
+    };
+    let kinds = ["missing", "unexpected", "misshapen", "unloadable", "misplaced"];
+    let count = |name| problems.iter().filter(|problem| kind(problem) == name).count();
+    let counted = kinds.into_iter().map(|name| (name, count(name)));
     let words = counted.filter(|(_, count)| *count > 0).map(|(name, n)| format!("{n} {name}"));
     format!("{} tensors", words.collect::<Vec<_>>().join(", "))
 }

@@ -18,13 +18,16 @@ fn file(header: &str, data: usize) -> Vec<u8> {
 
 /// A file of f32 tensors of these names and shapes.
 fn tensors(named: &[(&str, &[usize])]) -> Vec<u8> {
-    let stored: Vec<(&str, &str, &[usize])> =
+    let stored: Vec<Stored<'_>> =
         named.iter().map(|(name, shape)| (*name, "F32", *shape)).collect();
     typed(&stored)
 }
 
-/// A file of tensors of these names, dtypes and shapes.
-fn typed(named: &[(&str, &str, &[usize])]) -> Vec<u8> {
+/// Name, dtype and shape.
+type Stored<'a> = (&'a str, &'a str, &'a [usize]);
+
+/// A file of tensors.
+fn typed(named: &[Stored<'_>]) -> Vec<u8> {
     let (mut header, mut end) = (serde_json::Map::new(), 0);
     for (name, dtype, shape) in named {
         let width = match *dtype {
@@ -371,7 +374,7 @@ fn quantised_tensors_are_found_by_their_parts() {
 
 #[test]
 fn quantised_tensors_without_honest_scales_are_refused() {
-    let cases: [(&[(&str, &str, &[usize])], &str); 6] = [
+    let cases: [(&[Stored<'_>], &str); 6] = [
         (&[("w", "F8_E4M3", &[4, 4])], "`w` has dtype F8_E4M3 and no `w_scale_inv` beside it"),
         (
             &[("w", "F8_E4M3", &[4, 4]), ("w_scale_inv", "F32", &[3, 1])],
