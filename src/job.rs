@@ -6,10 +6,12 @@
 //! run folder is the hand-over: it holds the resolved recipe and the lock.
 
 use std::env;
+use std::fmt;
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -128,6 +130,8 @@ pub enum Job {
     },
     /// Measure a suite on a model, and on its baseline.
     Evaluate(Evaluate),
+    /// Measure how well a model predicts a text.
+    Perplexity(Perplexity),
     /// Continue one prompt.
     Generate(Generate),
     /// Write a release folder from a finished run.
@@ -147,6 +151,70 @@ pub struct Evaluate {
     pub gate: crate::dataset::consent::Ask,
     /// Print JSON instead of a table.
     pub json: bool,
+}
+
+/// `heirloom eval --suite perplexity`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Perplexity {
+    /// What is measured.
+    pub target: Target,
+    /// The text, in UTF-8.
+    pub text: PathBuf,
+    /// Tokens that are run together, or what suits the model.
+    pub window: Option<usize>,
+    /// From the beginning of one window to that of the next, or the whole window.
+    pub stride: Option<usize>,
+    /// Where to compute.
+    pub device: Device,
+    /// Print JSON instead of a table.
+    pub json: bool,
+}
+
+/// Where to compute, written as in PyTorch: `cpu`, `cuda` or `cuda:1`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Device {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// A graphics processor, by its number.
+    Cuda(usize),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let index = match text {
+            "cpu" => return Ok(Self::Cpu),
+            "cuda" => Some(0),
+            _ => text.strip_prefix("cuda:").and_then(|index| index.parse().ok()),
+        };
+        index.map(Self::Cuda).ok_or_else(|| "it must be `cpu`, `cuda` or `cuda:N`".to_owned())
+    }
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> Self {
+        device.to_string()
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
 }
 
 /// `heirloom generate`.

@@ -84,6 +84,38 @@ pub enum EngineError {
         /// `max_position_embeddings`.
         limit: usize,
     },
+    /// Windows that leave tokens out between them.
+    #[error("a stride of {stride} tokens would skip some between windows of {window}")]
+    Stride {
+        /// From one window to the next.
+        stride: usize,
+        /// Tokens of a window.
+        window: usize,
+    },
+    /// A window that the model was not made for.
+    #[error("a window of {window} tokens is more than the {limit} that the model was made for")]
+    Window {
+        /// Tokens of a window.
+        window: usize,
+        /// `max_position_embeddings`.
+        limit: usize,
+    },
+    /// A loss that is infinite or no number at all.
+    #[error("the loss of tokens {first} to {last} is not a finite number")]
+    NoNumber {
+        /// First token of the windows that were run together.
+        first: usize,
+        /// The token after their last.
+        last: usize,
+    },
+    /// A device that is not there.
+    #[error("there is no device `{device}`: {reason}")]
+    NoDevice {
+        /// What was asked for.
+        device: heirloom::job::Device,
+        /// What the loader or libtorch says.
+        reason: String,
+    },
     /// Training was interrupted and can go on.
     #[error("stopped by a signal after step {step} of {steps}; `{}` can be resumed", run.display())]
     Interrupted {
@@ -154,6 +186,15 @@ impl Diagnose for EngineError {
             Self::TooLong { .. } => {
                 "shorten the text, lower `--max-new-tokens`, or choose a base with a longer context"
             }
+            Self::Stride { .. } => "give a smaller `--stride`, or a larger `--window`",
+            Self::Window { .. } => "give a smaller `--window`",
+            Self::NoNumber { .. } => {
+                "try `--dtype float32`; if it stays so, the weights are damaged: copy them again"
+            }
+            Self::NoDevice { .. } => {
+                "use `--device cpu`, or install the driver and the libtorch with CUDA that \
+                 `scripts/libtorch-cuda.txt` lists; `heirloom doctor` shows what is there"
+            }
             Self::Interrupted { .. } => "go on with the same command and `--resume`",
             Self::Unfinished { .. } => "finish it with `heirloom train RECIPE --resume`",
             Self::NoAdapter { .. } => "export it with `--to merged`",
@@ -162,6 +203,13 @@ impl Diagnose for EngineError {
             Self::NoJob { .. } => "see `heirloom --help`",
         };
         Some(hint.to_owned())
+    }
+
+    fn details(&self) -> Vec<String> {
+        match self {
+            Self::Base(error) => error.details(),
+            _ => Vec::new(),
+        }
     }
 
     fn blame(&self) -> Blame {

@@ -2,6 +2,7 @@
 //! order of the rooms.
 
 mod evaluate;
+mod perplexity;
 mod release;
 mod train;
 
@@ -20,6 +21,7 @@ pub fn run(job: &Job, printer: Printer) -> Result<(), Failure> {
     match job {
         Job::Train { run } => train::train(run, printer),
         Job::Evaluate(job) => evaluate::evaluate(job, printer),
+        Job::Perplexity(job) => perplexity::perplexity(job, printer),
         Job::Generate(job) => answer(job, printer),
         Job::Export(job) => release::export(job, printer),
     }

@@ -4,6 +4,7 @@
 //! [`model`] only that one; [`jobs`] alone knows the order of all.
 
 pub mod adapter;
+pub mod device;
 pub mod error;
 pub mod eval;
 pub mod export;

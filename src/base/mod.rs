@@ -9,16 +9,15 @@ mod architecture;
 mod checkpoint;
 mod families;
 mod keys;
+mod quantization;
 mod rope;
 mod tensors;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use safetensors::SafeTensorError;
-
 pub use architecture::*;
-pub use checkpoint::{Checkpoint, View};
+pub use checkpoint::{Checkpoint, HeaderError, Mismatch, StoredTensor, View, WeightsError};
 pub use families::supported;
 pub use rope::{Rope, RopeScaling};
 
@@ -49,14 +48,23 @@ impl BaseFolder {
         if !folder.is_dir() {
             return Err(BaseError::NoFolder { folder: folder.to_owned() });
         }
-        let architecture = Architecture::open(folder)?;
+        let mut architecture = Architecture::open(folder)?;
         let checkpoint = if from_scratch {
             None
         } else {
-            let checkpoint = Checkpoint::open_folder(folder)?;
+            let mut checkpoint = Checkpoint::open_folder(folder)?;
+            if let Some(block) = quantization::fp8_block(folder)? {
+                checkpoint.set_fp8_block(block);
+            }
+            // As in the reference, weights that differ are not tied, whatever the config says.
+            architecture.tie_word_embeddings =
+                architecture.tie_word_embeddings && checkpoint.tie(EMBEDDING, OUTPUT);
             checkpoint
                 .expect(&architecture.tensors(), |name| architecture.leaves_out(name))
-                .map_err(|problems| BaseError::Tensors { folder: folder.to_owned(), problems })?;
+                .map_err(|problems| WeightsError::Tensors {
+                    folder: folder.to_owned(),
+                    problems,
+                })?;
             Some(checkpoint)
         };
         Ok(Self { folder: folder.to_owned(), architecture, checkpoint })
@@ -177,46 +185,9 @@ pub enum BaseError {
         /// The folder.
         folder: PathBuf,
     },
-    /// Only a pickle file.
-    #[error("`{}` is a pickle file, which can run code when it is read", path.display())]
-    Pickle {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A safetensors file is truncated or lies about itself.
-    #[error("`{}` is not a complete safetensors file", path.display())]
-    Safetensors {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: SafeTensorError,
-    },
-    /// An index points outside its folder.
-    #[error("`{}` places `{tensor}` in `{shard}`, outside the folder", path.display())]
-    ShardOutside {
-        /// The index.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// The shard's name.
-        shard: String,
-    },
-    /// A tensor stands in two shards.
-    #[error("`{}` holds `{tensor}`, which another shard holds too", path.display())]
-    Twice {
-        /// The second shard.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-    },
-    /// The tensors are not those of the architecture.
-    #[error("the weights in `{}` do not fit its `config.json`: {}", folder.display(), list(problems))]
-    Tensors {
-        /// The folder.
-        folder: PathBuf,
-        /// Every difference.
-        problems: Vec<Mismatch>,
-    },
+    /// Files that cannot be used, or tensors that are not those of the architecture.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
 
     // Tokenizer
     /// Token ids without a row in the embedding.
@@ -234,55 +205,6 @@ pub enum BaseError {
     },
 }
 
-/// One difference between a checkpoint and what the architecture expects.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Mismatch {
-    /// Expected and not there.
-    #[error("`{tensor}` is missing")]
-    Missing {
-        /// Checkpoint key.
-        tensor: String,
-    },
-    /// There and not expected.
-    #[error("`{tensor}` is unexpected{}", nearest.as_ref().map(|name| format!(" (nearest: `{name}`)")).unwrap_or_default())]
-    Unexpected {
-        /// Checkpoint key.
-        tensor: String,
-        /// The expected name that is most alike.
-        nearest: Option<String>,
-    },
-    /// Another shape.
-    #[error("`{tensor}` has shape {found:?} instead of {expected:?}")]
-    Shape {
-        /// Checkpoint key.
-        tensor: String,
-        /// By the architecture.
-        expected: Vec<usize>,
-        /// In the file.
-        found: Vec<usize>,
-    },
-    /// A dtype that cannot be loaded.
-    #[error("`{tensor}` has dtype {dtype}, which cannot be loaded")]
-    Dtype {
-        /// Checkpoint key.
-        tensor: String,
-        /// In the file.
-        dtype: String,
-    },
-}
-
-/// At most so many differences are spelled out.
-const MAX_LISTED: usize = 20;
-
-fn list(problems: &[Mismatch]) -> String {
-    let mut lines: Vec<String> =
-        problems.iter().take(MAX_LISTED).map(Mismatch::to_string).collect();
-    if problems.len() > MAX_LISTED {
-        lines.push(format!("and {} more", problems.len() - MAX_LISTED));
-    }
-    lines.join(", ")
-}
-
 impl BaseError {
     fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Read { path: path.to_owned(), source }
@@ -296,6 +218,7 @@ impl Diagnose for BaseError {
                 "`base.model` is a folder in Hugging Face format, relative to the current directory"
             }
             Self::Read { source, .. } => return source.hint(),
+            Self::Weights(error) => return error.hint(),
             Self::TooLarge { .. } | Self::Json { .. } | Self::MissingKey { .. } => {
                 "download or export the model folder again"
             }
@@ -312,20 +235,17 @@ impl Diagnose for BaseError {
             }
             Self::Unsupported { .. } => "choose a base without this setting",
             Self::NoWeights { .. } => "set `base.from_scratch: true` to grow a model from nothing",
-            Self::Pickle { .. } => {
-                "convert the weights to safetensors, for example by loading and saving the model \
-                 with Transformers"
-            }
-            Self::Safetensors { .. } => {
-                "the file is truncated or damaged: copy or download it again"
-            }
-            Self::ShardOutside { .. } => "do not use this folder: its index is not honest",
-            Self::Twice { .. } => "remove shards that do not belong to this model",
-            Self::Tensors { .. } => "use the `config.json` that belongs to these weights",
             Self::TokenizerTooLarge { .. } => {
                 "use the tokenizer that belongs to this model; adding tokens is not supported yet"
             }
         };
         Some(hint.to_owned())
+    }
+
+    fn details(&self) -> Vec<String> {
+        match self {
+            Self::Weights(error) => error.details(),
+            _ => Vec::new(),
+        }
     }
 }

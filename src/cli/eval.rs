@@ -9,23 +9,25 @@ use super::exit::ExitStatus;
 use super::printer::Printer;
 use super::target::{self, Resolved};
 use crate::dataset::consent::Ask;
+use crate::dataset::text;
 use crate::diagnose::{Diagnose, Failure};
-use crate::job::{self, Evaluate, Job};
+use crate::job::{self, Device, Evaluate, Job, Perplexity};
 use crate::recipe::lock::Split;
 use crate::recipe::plan::ask;
 use crate::recipe::problem::listed;
 use crate::recipe::{DEFAULT_MAX_HOURS, DEFAULT_PROCESSING, Dtype, Format, Suite};
 
-/// Measure a model on held-out rows: loss, and exact match of its answers.
+/// Measure a model on held-out rows, or by the perplexity of a text.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   heirloom eval runs/quickstart --suite catalogue --baseline data/seedling
-  heirloom eval data/seedling --suite data/catalogue/test.parquet --purpose dpv:ServiceProvision")]
+  heirloom eval data/seedling --suite data/catalogue/test.parquet --purpose dpv:ServiceProvision
+  heirloom eval data/seedling --suite perplexity --text README.md --window 512 --format json")]
 pub(super) struct Arguments {
     /// A base folder, a run folder, or an adapter folder in PEFT format.
     target: PathBuf,
-    /// Name of a suite in the run's recipe, or a Parquet file.
+    /// Name of a suite in the run's recipe, a Parquet file, or `perplexity` with `--text`.
     #[arg(long)]
     suite: String,
     /// Another target, to compare with.
@@ -40,6 +42,20 @@ pub(super) struct Arguments {
     /// Precision to compute in [default: that of the run, or float32]
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
+    /// The text of the suite `perplexity`, a file in UTF-8.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["baseline", "purpose", "max_new_tokens"])]
+    text: Option<PathBuf>,
+    /// Tokens of the text that are run together [default: as many as the model was made for,
+    /// at most 2048]
+    #[arg(long, value_name = "N", value_parser = at_least_two, requires = "text")]
+    window: Option<usize>,
+    /// Tokens from the beginning of one window to that of the next; a smaller one gives every
+    /// token more of the text before it and takes longer [default: the window]
+    #[arg(long, value_name = "N", value_parser = target::at_least_one, requires = "text")]
+    stride: Option<usize>,
+    /// Where to compute the suite `perplexity`: `cpu`, `cuda` or `cuda:N` [default: cpu]
+    #[arg(long, requires = "text")]
+    device: Option<Device>,
     /// How to print the result.
     #[arg(long, value_enum, default_value_t)]
     format: Output,
@@ -51,6 +67,21 @@ enum EvalError {
     NoSuite { suite: String, known: Vec<String> },
     #[error("nothing says for what purpose `{suite}` may be read")]
     NoPurpose { suite: String },
+    #[error("the suite `{PERPLEXITY}` needs a text")]
+    NoText,
+    #[error("`--text` belongs to the suite `{PERPLEXITY}`, not to `{suite}`")]
+    NotPerplexity { suite: String },
+}
+
+/// The suite that needs no rows.
+const PERPLEXITY: &str = "perplexity";
+
+/// A window: a token alone predicts nothing.
+fn at_least_two(text: &str) -> Result<usize, String> {
+    match target::at_least_one(text)? {
+        1 => Err("it must be at least 2".to_owned()),
+        number => Ok(number),
+    }
 }
 
 impl Diagnose for EvalError {
@@ -66,12 +97,18 @@ impl Diagnose for EvalError {
                 "add `--purpose` with a DPV term, such as `--purpose dpv:ServiceProvision`"
                     .to_owned()
             }
+            Self::NoText => "add `--text` with a file".to_owned(),
+            Self::NotPerplexity { .. } => format!("give `--suite {PERPLEXITY}`"),
         })
     }
 }
 
 pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
     let resolved = target::resolve(&arguments.target, printer)?;
+    if let Some(text) = &arguments.text {
+        let job = Job::Perplexity(perplexity(arguments, &resolved, text)?);
+        return Err(job::start(printer.into(), job));
+    }
     let baseline = arguments.baseline.as_deref();
     let baseline = baseline.map(|baseline| target::resolve(baseline, printer)).transpose()?;
     let job = Job::Evaluate(Evaluate {
@@ -84,6 +121,27 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
         json: arguments.format == Output::Json,
     });
     Err(job::start(printer.into(), job))
+}
+
+/// The text that is meant, looked at before the engine starts.
+fn perplexity(
+    arguments: &Arguments,
+    resolved: &Resolved,
+    text: &Path,
+) -> Result<Perplexity, Failure> {
+    let suite = &arguments.suite;
+    if suite != PERPLEXITY {
+        return Err(EvalError::NotPerplexity { suite: suite.clone() }.into());
+    }
+    text::read(text)?;
+    Ok(Perplexity {
+        target: resolved.target(arguments.dtype),
+        text: text.to_owned(),
+        window: arguments.window,
+        stride: arguments.stride,
+        device: arguments.device.unwrap_or_default(),
+        json: arguments.format == Output::Json,
+    })
 }
 
 /// The rows that are meant: a suite of the run as it was locked, or else a file.
@@ -107,6 +165,9 @@ fn suite(arguments: &Arguments, resolved: &Resolved) -> Result<Suite, Failure> {
             max_new_tokens: crate::recipe::DEFAULT_MAX_NEW_TOKENS,
         }
     } else {
+        if name == PERPLEXITY {
+            return Err(EvalError::NoText.into());
+        }
         let known = suites.iter().map(|suite| suite.name.clone()).collect();
         return Err(EvalError::NoSuite { suite: name.clone(), known }.into());
     };

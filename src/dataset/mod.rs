@@ -22,4 +22,5 @@ pub mod spec;
 pub mod stream;
 pub mod survey;
 mod template;
+pub mod text;
 mod tokenizer;

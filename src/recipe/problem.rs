@@ -125,6 +125,14 @@ impl Fault {
         }
     }
 
+    /// What belongs under the sentence.
+    fn details(&self) -> Vec<String> {
+        match self {
+            Self::Input { cause } => cause.details(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Whose fault it is.
     fn blame(&self) -> Blame {
         match self {
@@ -320,14 +328,19 @@ impl Diagnose for RecipeError {
 
     fn details(&self) -> Vec<String> {
         match self {
-            Self::Problems { problems, .. } if problems.len() > 1 => problems
-                .iter()
-                .map(|problem| match problem.fault.hint() {
-                    Some(hint) => format!("{problem}\n  {hint}"),
-                    None => problem.to_string(),
-                })
-                .collect(),
+            Self::Problems { problems, .. } => match problems.as_slice() {
+                [problem] => problem.fault.details(),
+                _ => problems.iter().map(in_full).collect(),
+            },
             _ => Vec::new(),
         }
     }
+}
+
+/// One of several problems, with all that is known of it.
+fn in_full(problem: &Problem) -> String {
+    let mut lines = vec![problem.to_string()];
+    lines.extend(problem.fault.details());
+    lines.extend(problem.fault.hint());
+    lines.join("\n  ")
 }

@@ -125,6 +125,27 @@ fn truncated_safetensors() {
 }
 
 #[test]
+fn weights_of_another_model_are_told_in_full() {
+    let world = World::new();
+    world.write("recipe.yaml", with_adapter());
+    let header = r#"{"model.norm.weights":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+    let length = (header.len() as u64).to_le_bytes();
+    let file = [&length[..], header.as_bytes(), &[0; 4]].concat();
+    world.write("base/model.safetensors", file);
+    let ran = world.heirloom(&["train", "recipe.yaml"]);
+    assert_eq!(ran.status, Some(1));
+    let expected = "error: recipe.yaml:3:16: the weights in `base` do not fit its `config.json`: ";
+    assert!(ran.stderr.starts_with(expected), "{}", ran.stderr);
+    for line in [
+        "  `model.layers.{0..3}.self_attn.q_proj.weight` is missing (nearest: \
+         `model.norm.weights`)\n",
+        "  `model.norm.weights` is unexpected (nearest: `model.norm.weight`)\n",
+    ] {
+        assert!(ran.stderr.contains(line), "{}", ran.stderr);
+    }
+}
+
+#[test]
 fn a_tokenizer_larger_than_the_embedding() {
     let world = World::new();
     let config = world.read("base/config.json");

@@ -270,6 +270,55 @@ fn targets_that_are_not_ready_are_refused() {
 }
 
 #[test]
+fn the_engine_is_told_which_text_to_measure() {
+    let world = World::new();
+    world.write("text.txt", "some words\n");
+    let plain = ["eval", "base", "--suite", "perplexity", "--text", "text.txt"];
+    let sized = [&plain[..], &["--window", "64", "--stride", "32", "--device", "cuda:1"]].concat();
+    let job = |arguments: &[&str]| {
+        let ran = world.heirloom(arguments);
+        serde_json::from_str::<Value>(&ran.stdout).unwrap()["job"]["perplexity"].clone()
+    };
+    let (plain, sized) = (job(&plain), job(&sized));
+    assert_eq!((&plain["target"]["base"], &plain["text"]), (&"base".into(), &"text.txt".into()));
+    assert_eq!((&plain["window"], &plain["stride"]), (&Value::Null, &Value::Null));
+    assert_eq!((&plain["device"], &plain["target"]["dtype"]), (&"cpu".into(), &"float32".into()));
+    assert_eq!((&sized["window"], &sized["stride"]), (&64.into(), &32.into()));
+    assert_eq!(sized["device"], "cuda:1");
+}
+
+#[test]
+fn texts_that_cannot_be_measured_are_refused() {
+    let world = World::new();
+    world.write("text.txt", "some words\n");
+    world.write("latin.txt", b"caf\xe9");
+    world.refuses(
+        &["eval", "base", "--suite", "perplexity"],
+        "error: the suite `perplexity` needs a text\n\nhint: add `--text` with a file\n",
+    );
+    world.refuses(
+        &["eval", "base", "--suite", "catalogue", "--text", "text.txt"],
+        "error: `--text` belongs to the suite `perplexity`, not to `catalogue`\n\n\
+         hint: give `--suite perplexity`\n",
+    );
+    world.refuses(
+        &["eval", "base", "--suite", "perplexity", "--text", "latin.txt"],
+        "error: `latin.txt` is not UTF-8 at byte 3\n\nhint: save the text as UTF-8\n",
+    );
+    world.refuses(
+        &["eval", "base", "--suite", "perplexity", "--text", "data"],
+        "error: `data` is not a regular file\n\nhint: give a text file\n",
+    );
+    let sizes = [["--window", "1"], ["--stride", "0"], ["--device", "gpu"]];
+    for size in sizes {
+        let text = ["eval", "base", "--suite", "perplexity", "--text", "text.txt"];
+        let ran = world.heirloom(&[&text[..], &size].concat());
+        assert_ne!(ran.status, Some(0));
+        assert!(ran.stderr.contains(size[0]) && ran.stdout.is_empty(), "{}", ran.stderr);
+    }
+}
+
+#[test]
 fn the_engine_is_told_what_to_measure() {
     let world = begun();
     world.write("runs/small/summary.json", "{}");

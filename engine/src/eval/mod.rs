@@ -1,7 +1,10 @@
 //! The eval room: suites, their metrics, baselines and gates.
 //!
-//! Owns measuring a suite (held-out loss and exact match of greedily generated answers)
-//! and judging gates. The rows come from `heirloom::dataset`.
+//! Owns measuring a suite (held-out loss and exact match of greedily generated answers),
+//! the [`perplexity`] of a text, and judging gates. Rows and text come from
+//! `heirloom::dataset`.
+
+pub mod perplexity;
 
 use heirloom::dataset::chat::{ChatEncoder, Document};
 use heirloom::dataset::evaluation::EvaluationRow;

@@ -6,7 +6,7 @@ use heirloom::base::{
     Architecture, BaseError, BaseFolder, EMBEDDING, EmbeddingScale, Layer, OUTPUT,
 };
 use heirloom::recipe::Dtype;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::attention::Attention;
 use super::feed_forward::FeedForward;
@@ -82,17 +82,20 @@ impl Decoder {
 
     /// Loads the frozen weights of a base folder as `dtype`.
     pub fn open(base: &BaseFolder, dtype: Dtype) -> Result<Self> {
+        Self::open_on(base, dtype, Device::Cpu)
+    }
+
+    /// Loads the frozen weights of a base folder onto a device, one tensor after the other.
+    pub fn open_on(base: &BaseFolder, dtype: Dtype, device: Device) -> Result<Self> {
         let kind = weights::kind(dtype);
         let checkpoint = base
             .checkpoint()
             .ok_or_else(|| BaseError::NoWeights { folder: base.folder().to_owned() })?;
         Self::build(&base.architecture, kind, |name, _| {
-            let stored = weights::load(checkpoint, name)?;
             // Only ever compared with scores in f32; Transformers keeps it so, too.
-            if name.ends_with("e_score_correction_bias") {
-                return Ok(stored.f_to_kind(Kind::Float)?);
-            }
-            Ok(stored.f_to_kind(kind)?)
+            let wide = name.ends_with("e_score_correction_bias");
+            let kind = if wide { Kind::Float } else { kind };
+            Ok(weights::load_as(checkpoint, name, kind)?.f_to(device)?)
         })
     }
 

@@ -13,6 +13,7 @@ mod decoder;
 mod feed_forward;
 mod linear;
 mod parts;
+mod stored;
 pub mod weights;
 
 pub use cache::Cache;

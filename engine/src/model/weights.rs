@@ -6,10 +6,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use fs_err as fs;
-use heirloom::base::{Architecture, Checkpoint, Mismatch, NormKind, View};
+use heirloom::base::{Architecture, Checkpoint, Mismatch, NormKind, StoredTensor, View};
 use heirloom::recipe::Dtype;
 use tch::{Device, Kind, Tensor};
 
+use super::stored;
 use crate::error::{EngineError, Result};
 
 /// The libtorch name of a recipe's dtype.
@@ -20,7 +21,7 @@ pub fn kind(dtype: Dtype) -> Kind {
     }
 }
 
-/// The libtorch name of a safetensors dtype that [`Checkpoint::expect`] lets through.
+/// The libtorch name of a safetensors dtype that is loaded as it is.
 pub fn stored_kind(view: View<'_>) -> Option<Kind> {
     match view.dtype {
         safetensors::Dtype::F32 => Some(Kind::Float),
@@ -31,23 +32,71 @@ pub fn stored_kind(view: View<'_>) -> Option<Kind> {
     }
 }
 
-/// Copies one tensor out of a checkpoint, in the dtype in which it is stored.
+/// Bytes of a file that are in memory beside the tensor that is made of them.
+const PIECE_BYTES: usize = 4 << 20;
+
+/// Copies one tensor out of a checkpoint, in the dtype in which it is stored; a quantised
+/// one as bfloat16, as Transformers dequantises.
 pub fn load(checkpoint: &Checkpoint, name: &str) -> Result<Tensor> {
-    let missing = || EngineError::Tensors {
-        path: checkpoint.files().next().unwrap_or(std::path::Path::new("")).to_owned(),
-        problems: vec![Mismatch::Missing { tensor: name.to_owned() }],
+    let kind = match checkpoint.stored(name) {
+        Some(StoredTensor::Plain(view)) => stored_kind(view),
+        _ => Some(Kind::BFloat16),
     };
-    let view = checkpoint.get(name).ok_or_else(missing)?;
-    let kind = stored_kind(view).ok_or_else(missing)?;
-    let shape: Vec<i64> = view.shape.iter().map(|size| *size as i64).collect();
-    Ok(Tensor::f_from_data_size(view.bytes, &shape, kind)?)
+    load_as(checkpoint, name, kind.ok_or_else(|| missing(checkpoint, name))?)
+}
+
+/// Copies one tensor out of a checkpoint as `kind`, dequantised where it is stored so. Piece
+/// by piece: beside the tensor itself, only a few megabytes are in memory.
+pub fn load_as(checkpoint: &Checkpoint, name: &str, kind: Kind) -> Result<Tensor> {
+    match checkpoint.stored(name) {
+        Some(StoredTensor::Plain(view)) => plain(view, kind)?,
+        Some(StoredTensor::Fp8 { weight, scale, block }) => {
+            Some(stored::fp8(weight, &plain_scale(scale)?, block, kind)?)
+        }
+        Some(StoredTensor::Mxfp4 { blocks, scales }) => Some(stored::mxfp4(blocks, scales, kind)?),
+        None => None,
+    }
+    .ok_or_else(|| missing(checkpoint, name))
+}
+
+fn plain(view: View<'_>, kind: Kind) -> Result<Option<Tensor>> {
+    let Some(stored) = stored_kind(view) else {
+        return Ok(None);
+    };
+    let tensor = Tensor::f_empty(sizes(view.shape), (kind, Device::Cpu))?;
+    let flat = tensor.f_view(-1)?;
+    let width = stored.elt_size_in_bytes();
+    for (index, piece) in view.bytes.chunks(PIECE_BYTES).enumerate() {
+        let (start, count) = (index * PIECE_BYTES, (piece.len() / width) as i64);
+        let values = Tensor::f_from_data_size(piece, &[count], stored)?;
+        flat.f_narrow(0, (start / width) as i64, count)?.f_copy_(&values)?;
+        view.release(start..start + piece.len());
+    }
+    Ok(Some(tensor))
+}
+
+/// The factors of an fp8 tensor, in f32.
+fn plain_scale(scale: View<'_>) -> Result<Tensor> {
+    let unknown = || tch::TchError::Kind(format!("fp8 scales of dtype {:?}", scale.dtype));
+    Ok(plain(scale, Kind::Float)?.ok_or_else(unknown)?)
+}
+
+/// A shape as libtorch takes it.
+pub(super) fn sizes(shape: &[usize]) -> Vec<i64> {
+    shape.iter().map(|size| *size as i64).collect()
+}
+
+fn missing(checkpoint: &Checkpoint, name: &str) -> EngineError {
+    EngineError::Tensors {
+        path: checkpoint.files().next().unwrap_or(Path::new("")).to_owned(),
+        problems: vec![Mismatch::Missing { tensor: name.to_owned(), nearest: None }],
+    }
 }
 
 /// Draws a new weight: norms start as the identity, biases at zero, the rest is normal with the config's
 /// `initializer_range`, as `LlamaPreTrainedModel._init_weights`. Uses libtorch's generator.
 pub fn draw(architecture: &Architecture, name: &str, shape: &[usize]) -> Result<Tensor> {
-    let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
-    let options = (Kind::Float, Device::Cpu);
+    let (shape, options) = (sizes(shape), (Kind::Float, Device::Cpu));
     // A weight that is added to one starts at zero.
     let one_plus = architecture.norm.kind == NormKind::OnePlusWeight;
     if name.ends_with("norm.weight") && !one_plus {

@@ -255,7 +255,7 @@ fn prepare_full(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Paramete
     let mut initial = Vec::new();
     for (name, shape) in base.architecture.tensors() {
         let tensor = match base.checkpoint() {
-            Some(checkpoint) => weights::load(checkpoint, &name)?.f_to_kind(tch::Kind::Float)?,
+            Some(checkpoint) => weights::load_as(checkpoint, &name, tch::Kind::Float)?,
             None => weights::draw(&base.architecture, &name, &shape)?,
         };
         initial.push((name, tensor));

@@ -4,5 +4,7 @@
 
 mod families;
 mod goldens;
+mod perplexity;
 mod runs;
 mod support;
+mod weights;

@@ -1,0 +1,62 @@
+//! Where tensors live.
+//!
+//! Owns opening CUDA. libtorch's CUDA part is a library of its own that registers itself
+//! when it is opened; opened after anything has asked libtorch about CUDA it stays absent
+//! for good. So it is opened here, before the first question, and only when asked for.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+
+use heirloom::job;
+use tch::{Cuda, Device};
+
+use crate::error::{EngineError, Result};
+
+/// The library that brings CUDA into libtorch.
+const LIBRARY: &CStr = c"libtorch_cuda.so";
+
+/// `RTLD_NOW | RTLD_GLOBAL` of Linux: its symbols must be seen by all of libtorch.
+const NOW_AND_GLOBAL: c_int = 0x2 | 0x100;
+
+#[expect(unsafe_code, reason = "the loader of the C library, which Rust's own does not offer")]
+unsafe extern "C" {
+    fn dlopen(name: *const c_char, flags: c_int) -> *mut c_void;
+    fn dlerror() -> *const c_char;
+}
+
+/// Makes sure that a device is there.
+pub fn open(device: job::Device) -> Result<Device> {
+    let job::Device::Cuda(index) = device else {
+        return Ok(Device::Cpu);
+    };
+    let refuse = |reason| EngineError::NoDevice { device, reason };
+    load().map_err(refuse)?;
+    let found = if Cuda::is_available() { Cuda::device_count() } else { 0 };
+    if (index as i64) < found {
+        return Ok(Device::Cuda(index));
+    }
+    Err(refuse(match found {
+        0 => "libtorch finds no driver or no device".to_owned(),
+        1 => "there is only `cuda:0`".to_owned(),
+        _ => format!("there are only `cuda:0` to `cuda:{}`", found - 1),
+    }))
+}
+
+fn load() -> Result<(), String> {
+    #[expect(
+        unsafe_code,
+        reason = "opening a library runs its initialisers; this one is part of the libtorch that \
+                  the program is linked with, found by the same search path"
+    )]
+    // SAFETY: the name is a string with an end, `dlerror` gives one or nothing, and nobody
+    // else opens libraries meanwhile.
+    unsafe {
+        if !dlopen(LIBRARY.as_ptr(), NOW_AND_GLOBAL).is_null() {
+            return Ok(());
+        }
+        let reason = dlerror();
+        if reason.is_null() {
+            return Err("the library cannot be opened".to_owned());
+        }
+        Err(CStr::from_ptr(reason).to_string_lossy().into_owned())
+    }
+}
