@@ -6,7 +6,7 @@
 //! them together may not pass [`BUDGET`]. Owns the counter, the filters that
 //! [`super::rewrite`] puts around operators, and the wrapper around every other filter.
 
-use minijinja::value::{Rest, Tuple, ValueKind, ValueOrKwargs};
+use minijinja::value::{DynObject, Rest, Tuple, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use super::python;
@@ -18,16 +18,21 @@ pub(super) const BUDGET: usize = 256 << 20;
 /// Lists in lists; tool schemas nest about ten deep.
 const MAX_DEPTH: usize = 64;
 
-/// What an element of a list takes besides its text.
-const ELEMENT: usize = 32;
+/// What it costs to copy an element of a list, in bytes that could be copied in its place.
+const ELEMENT: usize = 64;
 
-/// Counts a value with all that is in it.
+/// What it costs to visit one to compare or print it.
+const VISIT: usize = 256;
+
+/// Counts what a new list or mapping holds, with all that is in it.
 pub(super) const HELD: &str = "__held";
-/// Counts a string; other values take a step each when they are walked, which fuel bounds.
-pub(super) const TEXT: &str = "__text";
+/// Counts a value with all that is in it.
+pub(super) const TREE: &str = "__tree";
+/// Counts the length of a string or a list.
+pub(super) const SIZE: &str = "__size";
 /// Counts what a loop goes over, which has to be something that Python goes over.
 pub(super) const ITERATED: &str = "__iterated";
-/// Counts a value that is kept in a namespace.
+/// Refuses what must not be kept in a namespace.
 pub(super) const STORED: &str = "__stored";
 /// `value[start:stop:step]`.
 pub(super) const SLICE: &str = "__slice";
@@ -61,8 +66,8 @@ fn walk(state: &mut State, value: &Value, depth: usize) -> Result<(), Error> {
     match value.kind() {
         ValueKind::String => charge(state, value.as_str().map_or(0, str::len)),
         ValueKind::Seq | ValueKind::Iterable => {
-            charge(state, value.len().unwrap_or(0).saturating_mul(ELEMENT))?;
             for item in value.try_iter()?.checked() {
+                charge(state, VISIT)?;
                 walk(state, &item?, depth)?;
             }
             Ok(())
@@ -71,7 +76,7 @@ fn walk(state: &mut State, value: &Value, depth: usize) -> Result<(), Error> {
             let Some(object) = value.as_object() else { return Ok(()) };
             let Some(pairs) = object.try_iter_pairs() else { return Ok(()) };
             for (key, item) in pairs {
-                charge(state, ELEMENT)?;
+                charge(state, VISIT)?;
                 walk(state, &key, depth)?;
                 walk(state, &item, depth)?;
             }
@@ -81,48 +86,44 @@ fn walk(state: &mut State, value: &Value, depth: usize) -> Result<(), Error> {
     }
 }
 
-/// A namespace in a namespace could hold itself, and would never be freed.
-fn refuse_namespaces(value: &Value) -> Result<(), Error> {
-    match value.kind() {
-        ValueKind::Map if value.as_object().is_some_and(is_namespace) => Err(Error::new(
-            ErrorKind::InvalidOperation,
-            "a namespace cannot be kept in a namespace",
-        )),
-        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
-            let values: Vec<Value> = match value.as_object().and_then(|o| o.try_iter_pairs()) {
-                Some(pairs) => pairs.map(|(_, item)| item).collect(),
-                None => value.try_iter()?.collect(),
-            };
-            values.iter().try_for_each(refuse_namespaces)
-        }
-        _ => Ok(()),
+/// A namespace in a namespace could hold itself, and would never be freed. Nothing else can:
+/// lists and mappings never change, and are refused when they are made of a namespace.
+pub(super) fn refuse_namespace(value: &Value) -> Result<(), Error> {
+    let namespace = |object: &DynObject| object.type_name().ends_with("::Namespace");
+    if value.kind() == ValueKind::Map && value.as_object().is_some_and(namespace) {
+        let why = "a namespace cannot be kept in another value";
+        return Err(Error::new(ErrorKind::InvalidOperation, why));
     }
+    Ok(())
 }
 
-fn is_namespace(object: &minijinja::value::DynObject) -> bool {
-    object.type_name().ends_with("::Namespace")
+fn refuse_namespaces_in(list: &Value) -> Result<(), Error> {
+    match list.as_object().filter(|_| list.kind() == ValueKind::Map) {
+        Some(map) => {
+            let mut pairs = map.try_iter_pairs().into_iter().flatten();
+            pairs.try_for_each(|(_, item)| refuse_namespace(&item))
+        }
+        None => list.try_iter()?.try_for_each(|item| refuse_namespace(&item)),
+    }
 }
 
 /// Replaces what minijinja has of its own accord by what the budget knows of.
 pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_filter(HELD, |state: &mut State, value: Value| {
+        charge_tree(state, &value)?;
+        refuse_namespaces_in(&value).map(|()| value)
+    });
+    environment.add_filter(TREE, |state: &mut State, value: Value| {
         charge_tree(state, &value).map(|()| value)
     });
-    environment.add_filter(TEXT, |state: &mut State, value: Value| {
-        charge_text(state, &value).map(|()| value)
+    environment.add_filter(SIZE, |state: &mut State, value: Value| {
+        charge_size(state, &value).map(|()| value)
     });
     environment.add_filter(ITERATED, |state: &mut State, value: Value| {
         python::check_iterable(&value)?;
-        charge_text(state, &value).map(|()| value)
+        charge_size(state, &value).map(|()| value)
     });
-    environment.add_filter(STORED, |state: &mut State, value: Value| {
-        // Strings are nearly all that is kept, and were counted where they were made.
-        if matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
-            charge_tree(state, &value)?;
-            refuse_namespaces(&value)?;
-        }
-        Ok::<_, Error>(value)
-    });
+    environment.add_filter(STORED, |value: Value| refuse_namespace(&value).map(|()| value));
     environment.add_filter(SLICE, slice);
     environment.add_filter(CONCAT, concat);
     environment.add_filter(MULTIPLY, multiply);
@@ -136,10 +137,11 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     });
 }
 
-fn charge_text(state: &mut State, value: &Value) -> Result<(), Error> {
+/// Counts a value by its length, whatever is in it.
+pub(super) fn charge_size(state: &mut State, value: &Value) -> Result<(), Error> {
     match value.as_str() {
         Some(text) => charge(state, text.len()),
-        None => Ok(()),
+        None => charge(state, value.len().unwrap_or(0).saturating_mul(ELEMENT)),
     }
 }
 
@@ -206,19 +208,22 @@ fn multiply(state: &mut State, left: &Value, right: &Value) -> Result<Value, Err
     Ok(std::iter::repeat_n(&items, times).flatten().cloned().collect())
 }
 
-/// Wraps a filter: its operands and its result are counted.
+/// How a filter's operands are counted.
+pub(super) type Count = fn(&mut State, &Value) -> Result<(), Error>;
+
+/// Wraps a filter: its operands, what it is foreseen to make of them, and its result are
+/// counted.
 pub(super) fn counted(
     filter: Value,
+    count: Count,
     foresee: fn(&[Value]) -> usize,
 ) -> impl Fn(&mut State, Rest<ValueOrKwargs>) -> Result<Value, Error> + Send + Sync + 'static {
     move |state, arguments| {
         let arguments = arguments.into_values();
-        for argument in &arguments {
-            charge_tree(state, argument)?;
-        }
+        arguments.iter().try_for_each(|argument| count(state, argument))?;
         charge(state, foresee(&arguments))?;
         let result = filter.call(state, &arguments)?;
-        charge_text(state, &result)?;
+        charge_size(state, &result)?;
         Ok(result)
     }
 }

@@ -12,8 +12,8 @@ use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 use minijinja_contrib::pycompat;
 
 use super::budget::{
-    charge, charge_tree, counted, formatted, indented, joined_by_filter, joined_by_method, pieces,
-    replaced,
+    charge, charge_size, charge_tree, counted, formatted, indented, joined_by_filter,
+    joined_by_method, pieces, refuse_namespace, replaced,
 };
 use super::{clock, json};
 
@@ -52,34 +52,42 @@ pub(super) fn set_clock(environment: &mut Environment<'static>, now: Timestamp) 
 
 fn add_filters(environment: &mut Environment<'static>) {
     macro_rules! add {
-        ($($name:ident $foresee:expr;)*) => {
+        ($count:ident: $($name:ident $foresee:expr;)*) => {
             $(environment.add_filter(
                 stringify!($name),
-                counted(Value::from_function(filters::$name), $foresee),
+                counted(Value::from_function(filters::$name), $count, $foresee),
             );)*
         };
     }
     let nothing = |_: &[Value]| 0;
-    add! {
-        abs nothing; attr nothing; capitalize nothing; dictsort nothing;
-        escape nothing; first nothing; float nothing; format formatted; indent indented;
-        int nothing; items nothing; join joined_by_filter; last nothing; length nothing;
-        list pieces; lower nothing; map nothing; max nothing; min nothing; reject pieces;
-        rejectattr nothing; reverse pieces; round nothing; safe nothing;
-        select pieces; selectattr nothing; sort pieces; sum nothing; title nothing;
+    // These look at a list and its elements, not at what is in the elements.
+    add! { charge_size:
+        attr nothing; first nothing; items nothing; last nothing; length nothing; list pieces;
+        map pieces; reject pieces; rejectattr nothing; reverse pieces; safe nothing;
+        select pieces; selectattr nothing;
+    }
+    add! { charge_tree:
+        abs nothing; capitalize nothing; dictsort nothing; escape nothing; float nothing;
+        format formatted; indent indented; int nothing; join joined_by_filter; lower nothing;
+        max nothing; min nothing; round nothing; sort pieces; sum nothing; title nothing;
         unique pieces; upper nothing;
     }
     for (name, filter) in [
         ("count", Value::from_function(filters::length)),
         ("d", Value::from_function(default)),
         ("default", Value::from_function(default)),
+    ] {
+        environment.add_filter(name, counted(filter, charge_size, nothing));
+    }
+    for (name, filter) in [
         ("e", Value::from_function(filters::escape)),
         ("string", Value::from_function(|value: &Value| text_of(value).into_owned())),
         ("trim", Value::from_function(trim)),
     ] {
-        environment.add_filter(name, counted(filter, nothing));
+        environment.add_filter(name, counted(filter, charge_tree, nothing));
     }
-    environment.add_filter("replace", counted(Value::from_function(replace), replaced));
+    let replace = counted(Value::from_function(replace), charge_tree, replaced);
+    environment.add_filter("replace", replace);
     environment.add_filter("tojson", json::tojson);
 }
 
@@ -133,6 +141,7 @@ fn counted_result(
         let arguments = arguments.into_values();
         for argument in &arguments {
             charge_tree(state, argument)?;
+            refuse_namespace(argument)?;
         }
         let result = function.call(state, &arguments)?;
         charge_tree(state, &result)?;

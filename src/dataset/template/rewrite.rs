@@ -8,7 +8,7 @@
 use minijinja::machinery::{Span, ast};
 use minijinja::value::Value;
 
-use super::budget::{CONCAT, HELD, ITERATED, MULTIPLY, SLICE, STORED, TEXT};
+use super::budget::{CONCAT, HELD, ITERATED, MULTIPLY, SIZE, SLICE, STORED, TREE};
 use super::tags::GENERATION;
 
 type Expr<'a> = ast::Expr<'a>;
@@ -222,10 +222,10 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
         Expr::Compare(s) => {
             let operation = |op: &ast::CompareOp<'a>| ast::CompareOp {
                 op: op.op,
-                expr: guarded(TEXT, &op.expr),
+                expr: guarded(TREE, &op.expr),
             };
             let node = ast::Compare {
-                expr: guarded(TEXT, &s.expr),
+                expr: guarded(TREE, &s.expr),
                 ops: s.ops.iter().map(operation).collect(),
             };
             Expr::Compare(spanned(node, span))
@@ -253,7 +253,7 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
         }
         Expr::GetItem(s) => {
             let node = ast::GetItem {
-                expr: guarded(TEXT, &s.expr),
+                expr: guarded(SIZE, &s.expr),
                 subscript_expr: expression(&s.subscript_expr),
             };
             Expr::GetItem(spanned(node, span))
@@ -289,8 +289,8 @@ fn binary<'a>(s: &ast::BinOp<'a>, span: Span) -> Expr<'a> {
         op => {
             let (left, right) = match op {
                 Op::ScAnd | Op::ScOr => (expression(&s.left), expression(&s.right)),
-                Op::Add => (guarded(HELD, &s.left), guarded(HELD, &s.right)),
-                _ => (guarded(TEXT, &s.left), guarded(TEXT, &s.right)),
+                Op::Add => (guarded(SIZE, &s.left), guarded(SIZE, &s.right)),
+                _ => (guarded(TREE, &s.left), guarded(TREE, &s.right)),
             };
             return Expr::BinOp(spanned(ast::BinOp { op, left, right }, span));
         }

@@ -183,6 +183,7 @@ fn large_strings_cannot_be_searched_for_ever() {
         "{% set x = ns.s.strip() %}",
         "{% set x = ns.s.count('b') %}",
         "{% set ns.l = ns.l + [ns.s | upper] %}",
+        "{% if ns.l == ns.l + [] %}{% endif %}{% if j < 16 %}{% set ns.l = [ns.l, ns.l] %}{% endif %}",
     ] {
         stopped(&looped(&format!(
             "{{% if not i and not j %}}{{% set ns.s = 'a' * 10**7 %}}{{% endif %}}{work}"
