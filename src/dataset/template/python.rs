@@ -144,7 +144,7 @@ fn counted_result(
             refuse_namespace(argument)?;
         }
         let result = function.call(state, &arguments)?;
-        charge_tree(state, &result)?;
+        charge_size(state, &result)?;
         Ok(result)
     }
 }
