@@ -61,6 +61,12 @@ impl From<&Vec<Message>> for Conversation {
     }
 }
 
+impl<const TURNS: usize> From<&[Message; TURNS]> for Conversation {
+    fn from(messages: &[Message; TURNS]) -> Self {
+        Self::from(messages.as_slice())
+    }
+}
+
 impl From<&Self> for Conversation {
     fn from(conversation: &Self) -> Self {
         conversation.clone()
