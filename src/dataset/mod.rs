@@ -10,6 +10,7 @@
 pub mod chat;
 pub mod consent;
 mod contain;
+pub mod conversation;
 pub mod error;
 pub mod evaluation;
 #[cfg(test)]

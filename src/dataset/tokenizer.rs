@@ -1,15 +1,67 @@
 //! The files of a base folder that say how text becomes tokens.
 //!
-//! Owns reading them as Transformers writes them, old and new; [`super::chat`] uses them.
+//! Owns reading them as Transformers reads them, old and new; [`super::chat`] uses them.
+//!
+//! Reference: `PreTrainedTokenizerBase.from_pretrained` and `TokenizersBackend` of
+//! Transformers 5.23.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use serde::Deserialize;
-use tokenizers::{PostProcessorWrapper, Tokenizer};
+use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer};
 
 use super::chat::ChatError;
+
+/// Special tokens that Transformers gives to templates by name.
+const NAMED_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// What the files of a base folder say.
+pub(super) struct Files {
+    pub(super) tokenizer: Tokenizer,
+    /// `bos_token`, `eos_token` and their like.
+    pub(super) special_tokens: BTreeMap<String, String>,
+    pub(super) templates: Templates,
+    /// `eos_token_id` of `generation_config.json`.
+    pub(super) generation_stop: Vec<u32>,
+}
+
+/// The chat templates that are chosen by what a conversation has.
+#[derive(Default)]
+pub(super) struct Templates {
+    pub(super) default: Option<TemplateSource>,
+    pub(super) tool_use: Option<TemplateSource>,
+}
+
+/// A template and the file it stands in.
+pub(super) struct TemplateSource {
+    pub(super) path: PathBuf,
+    pub(super) source: String,
+}
+
+impl Files {
+    /// Reads a base folder.
+    pub(super) fn read(folder: &Path) -> Result<Self, ChatError> {
+        let config_path = folder.join("tokenizer_config.json");
+        let config = read_json::<TokenizerConfig>(&config_path)?.unwrap_or_default();
+        let mut tokenizer = read_tokenizer(&folder.join("tokenizer.json"))?;
+        config.add_tokens(&mut tokenizer).map_err(|error| ChatError::Tokenizer {
+            path: config_path.clone(),
+            reason: error.to_string(),
+        })?;
+        let templates = find_templates(folder, &config_path, &config)?;
+        let generation = folder.join("generation_config.json");
+        let generation = read_json::<GenerationConfig>(&generation)?.unwrap_or_default();
+        Ok(Self {
+            tokenizer,
+            special_tokens: config.special_tokens(),
+            templates,
+            generation_stop: generation.eos_token_id,
+        })
+    }
+}
 
 /// Reads the tokenizer and takes off what would change ids or offsets behind our back.
 pub(super) fn read_tokenizer(path: &Path) -> Result<Tokenizer, ChatError> {
@@ -26,33 +78,51 @@ pub(super) fn read_tokenizer(path: &Path) -> Result<Tokenizer, ChatError> {
     Ok(tokenizer)
 }
 
-/// `chat_template.jinja` wins over `tokenizer_config.json`, as in Transformers.
-pub(super) fn find_template(
+/// Template files win over `tokenizer_config.json`, as in Transformers.
+fn find_templates(
     folder: &Path,
     config_path: &Path,
     config: &TokenizerConfig,
-) -> Result<(PathBuf, String), ChatError> {
-    let file = folder.join("chat_template.jinja");
-    if file.is_file() {
-        let source = fs::read_to_string(&file)?;
-        return Ok((file, source));
-    }
-    let source = match &config.chat_template {
-        Some(ChatTemplate::One(source)) => Some(source.clone()),
-        Some(ChatTemplate::Named(named)) => named
-            .iter()
-            .find(|named| named.name == "default")
-            .or(named.first())
-            .map(|named| named.template.clone()),
-        None => None,
+) -> Result<Templates, ChatError> {
+    let read = |path: PathBuf| -> Result<Option<TemplateSource>, ChatError> {
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let source = fs::read_to_string(&path)?;
+        Ok(Some(TemplateSource { path, source }))
     };
-    let none = || ChatError::NoTemplate { folder: folder.to_owned() };
-    Ok((config_path.to_owned(), source.ok_or_else(none)?))
+    let additional = folder.join("additional_chat_templates");
+    let mut found = Templates {
+        default: read(folder.join("chat_template.jinja"))?
+            .or(read(additional.join("default.jinja"))?),
+        tool_use: read(additional.join("tool_use.jinja"))?,
+    };
+    if found.default.is_none() && found.tool_use.is_none() {
+        let named = |name: &str| {
+            let source = match &config.chat_template {
+                Some(ChatTemplate::One(source)) => (name == "default").then_some(source),
+                // The last of a name wins.
+                Some(ChatTemplate::Named(named)) => {
+                    let mut named = named.iter().rev();
+                    named.find(|named| named.name == name).map(|named| &named.template)
+                }
+                None => None,
+            };
+            let path = config_path.to_owned();
+            source.map(|source| TemplateSource { path, source: source.clone() })
+        };
+        found = Templates { default: named("default"), tool_use: named("tool_use") };
+    }
+    if found.default.is_none() && found.tool_use.is_none() {
+        return Err(match &config.chat_template {
+            Some(_) => ChatError::NoDefaultTemplate,
+            None => ChatError::NoTemplate { folder: folder.to_owned() },
+        });
+    }
+    Ok(found)
 }
 
-pub(super) fn read_json<T: serde::de::DeserializeOwned>(
-    path: &Path,
-) -> Result<Option<T>, ChatError> {
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, ChatError> {
     if !path.is_file() {
         return Ok(None);
     }
@@ -67,7 +137,7 @@ pub(super) fn read_json<T: serde::de::DeserializeOwned>(
 
 /// What is read of `tokenizer_config.json`.
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct TokenizerConfig {
+struct TokenizerConfig {
     #[serde(default)]
     chat_template: Option<ChatTemplate>,
     #[serde(flatten)]
@@ -88,21 +158,54 @@ struct NamedTemplate {
 }
 
 impl TokenizerConfig {
+    /// Adds the tokens that `tokenizer.json` lacks or has with other flags, in the order of
+    /// their ids, and the named ones that are still missing, as Transformers does on loading.
+    fn add_tokens(&self, tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
+        let present = tokenizer.get_added_tokens_decoder();
+        let has = |token: &AddedToken| present.values().any(|there| there == token);
+        let mut missing: Vec<AddedToken> = self.declared_tokens();
+        missing.retain(|token| !has(token));
+        for content in self.special_tokens().into_values() {
+            let known = present.values().any(|there| there.content == content)
+                || missing.iter().any(|token| token.content == content);
+            if !known {
+                missing.push(AddedToken::from(content, true));
+            }
+        }
+        if !missing.is_empty() {
+            tokenizer.add_tokens(missing)?;
+        }
+        Ok(())
+    }
+
+    /// `added_tokens_decoder`, by id.
+    fn declared_tokens(&self) -> Vec<AddedToken> {
+        let Some(declared) = self.rest.get("added_tokens_decoder") else { return Vec::new() };
+        let by_id: BTreeMap<u32, AddedToken> =
+            serde_json::from_value(declared.clone()).unwrap_or_default();
+        let named = self.special_tokens();
+        let special = |token: AddedToken| {
+            let special = token.special || named.values().any(|name| *name == token.content);
+            token.special(special)
+        };
+        by_id.into_values().map(special).collect()
+    }
+
     /// `bos_token`, `eos_token` and their like; older files write each as an object.
-    pub(super) fn special_tokens(&self) -> BTreeMap<String, String> {
+    fn special_tokens(&self) -> BTreeMap<String, String> {
         let text = |value: &serde_json::Value| {
             value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
         };
-        let named = self.rest.iter().filter(|(key, _)| key.ends_with("_token"));
+        let named = NAMED_TOKENS.iter().filter_map(|name| self.rest.get_key_value(*name));
         named.filter_map(|(key, value)| Some((key.clone(), text(value)?))).collect()
     }
 }
 
 /// What is read of `generation_config.json`.
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct GenerationConfig {
+struct GenerationConfig {
     #[serde(default, deserialize_with = "one_or_many")]
-    pub(super) eos_token_id: Vec<u32>,
+    eos_token_id: Vec<u32>,
 }
 
 fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {

@@ -138,7 +138,7 @@ fn a_template_that_rewrites_earlier_turns_is_refused() {
         {% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}";
     let messages = chat(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
     let refused = encoder(source).encode(&messages, TrainOn::Assistant);
-    assert!(matches!(refused, Err(ChatError::NotAPrefix { message: 1 })), "{refused:?}");
+    assert!(matches!(refused, Err(ChatError::NotVerbatim { message: 1 })), "{refused:?}");
     assert!(encoder(source).encode(&messages, TrainOn::All).is_ok());
 }
 
@@ -177,5 +177,7 @@ fn a_named_list_of_templates_uses_the_default() {
         {"name": "tool_use", "template": "x"}, {"name": "default", "template": TEMPLATE}]});
     fixture::write(&folder.path().join("tokenizer_config.json"), config.to_string().as_bytes());
     let encoder = ChatEncoder::open(folder.path()).unwrap();
-    assert_eq!(encoder.prompt(&[]).unwrap().first(), Some(&special("<|begin|>")));
+    let prompt = encoder.prompt(&chat(&[("user", "a")])).unwrap();
+    assert_eq!(prompt.first(), Some(&special("<|begin|>")));
+    assert!(matches!(encoder.prompt(&Vec::new()), Err(ChatError::Empty)));
 }

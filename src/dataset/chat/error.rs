@@ -1,0 +1,133 @@
+//! Errors of tokenising conversations. None of them quotes a conversation.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::diagnose::{Blame, Diagnose};
+
+/// What can be wrong with a base folder's tokenizer or with a conversation.
+#[derive(Debug, Error)]
+pub enum ChatError {
+    /// A file of the base folder cannot be read.
+    #[error("the tokenizer of the base model cannot be read")]
+    Read(#[from] std::io::Error),
+    /// `tokenizer.json` is not one.
+    #[error("`{path}` is not a tokenizer: {reason}")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What the tokenizers library says.
+        reason: String,
+    },
+    /// A JSON file of the base folder is not what Transformers writes.
+    #[error("`{path}`, line {line}, column {column}: {reason}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Column, from 1.
+        column: usize,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// The base folder has no chat template.
+    #[error("`{folder}` has no chat template")]
+    NoTemplate {
+        /// The base folder.
+        folder: PathBuf,
+    },
+    /// The base folder has named chat templates, none of which serves here.
+    #[error("the base model has several chat templates and none of them is the default")]
+    NoDefaultTemplate,
+    /// The chat template does not compile.
+    #[error("the chat template in `{path}` is wrong in its line {line}: {reason}")]
+    TemplateSyntax {
+        /// Where the template stands.
+        path: PathBuf,
+        /// Line of the template, from 1.
+        line: usize,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// The chat template refuses the conversation.
+    #[error("the chat template, line {line}, refuses the conversation: {reason}")]
+    Render {
+        /// Line of the template, from 1.
+        line: usize,
+        /// What it says.
+        reason: String,
+    },
+    /// There are no messages.
+    #[error("the conversation has no messages")]
+    Empty,
+    /// Nobody to learn from.
+    #[error("the conversation has no turn of the assistant")]
+    NoAssistant,
+    /// What the template writes before and in a turn changes with the turns after it.
+    #[error(
+        "the chat template rewrites the turns before message {message}, so what the assistant said there cannot be told apart"
+    )]
+    NotAPrefix {
+        /// Index of the assistant's message, from 0.
+        message: usize,
+    },
+    /// What the template writes of a turn is not what was said.
+    #[error("the chat template does not write the assistant's message {message} as it stands")]
+    NotVerbatim {
+        /// Index of the assistant's message, from 0.
+        message: usize,
+    },
+    /// The assistant would never learn to stop.
+    #[error("the chat template closes the assistant's message {message} with no special token")]
+    NoEndOfTurn {
+        /// Index of the assistant's message, from 0.
+        message: usize,
+    },
+    /// No token carries loss.
+    #[error("no token of the conversation carries loss")]
+    NothingTrained,
+    /// There is nothing from which to generate.
+    #[error("the chat template makes nothing of the conversation")]
+    EmptyPrompt,
+    /// The tokenizer cannot tokenise a text, or cannot turn ids into text.
+    #[error("the tokenizer cannot process a text")]
+    Tokenize,
+}
+
+impl Diagnose for ChatError {
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Read(error) => return error.hint(),
+            Self::Tokenizer { .. } | Self::Json { .. } => {
+                "download the base model's folder again, or save it again with Transformers"
+            }
+            Self::NoTemplate { .. } => {
+                "add a `chat_template.jinja`, such as that of the model's instruct sibling"
+            }
+            Self::NoDefaultTemplate => "save the one to use as `chat_template.jinja`",
+            Self::TemplateSyntax { .. } => "mend the template; Transformers' rules apply",
+            Self::Render { .. } => "bring the messages into the order and roles it asks for",
+            Self::NotVerbatim { .. } => {
+                "give the message keys that the template writes, or use `train_on: all`"
+            }
+            Self::Empty | Self::NoAssistant | Self::NothingTrained => {
+                "remove the row, or add what the assistant should have answered"
+            }
+            Self::NotAPrefix { .. } => {
+                "split the row so that each ends at one answer, or use `train_on: all`"
+            }
+            Self::NoEndOfTurn { .. } => {
+                "let the template write `eos_token` or an end-of-turn token after each answer"
+            }
+            Self::EmptyPrompt => "let the template write the messages and open the answer",
+            Self::Tokenize => "check that `tokenizer.json` belongs to this model",
+        };
+        Some(hint.to_owned())
+    }
+
+    fn blame(&self) -> Blame {
+        Blame::User
+    }
+}
