@@ -22,6 +22,8 @@ def lines(path):
 
 
 def error(value):
+    if value == 0:
+        return "0"
     mantissa, exponent = f"{value:.0e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 
