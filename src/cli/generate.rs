@@ -15,14 +15,17 @@ const BATCH_SIZE: usize = 16;
 
 /// Let a model answer one message, or a file of them, to see what it now says.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    override_usage = "heirloom generate [OPTIONS] <TARGET> <PROMPT|--file <FILE>|--input <FILE>>",
+    after_help = "\
 How tokens are chosen is what the model's `generation_config.json` says, as in Transformers'
 `generate`; options replace it one by one. Any option of sampling turns sampling on.
 
 Examples:
   heirloom generate runs/quickstart 'Three bags of marigold, please'
   heirloom generate runs/quickstart --file letter.txt --temperature 0.7 --seed 3
-  heirloom generate runs/quickstart --input requests.jsonl --output answers.jsonl")]
+  heirloom generate runs/quickstart --input requests.jsonl --output answers.jsonl"
+)]
 pub(super) struct Arguments {
     /// A base folder, a run folder, or an adapter folder in PEFT format.
     target: PathBuf,

@@ -57,12 +57,14 @@ pub struct Generated {
     pub rows: Vec<Answer>,
     /// How long it took.
     pub timing: Timing,
+    /// Of a single prompt and its answer, to go on from.
+    pub past: Option<Past>,
 }
 
 /// How long a batch took, and how much it did.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timing {
-    /// Of all prompts.
+    /// Of all prompts, what a past saved left out.
     pub prompt_tokens: usize,
     /// Until every row had its first token.
     pub prefill: Duration,
@@ -82,7 +84,24 @@ impl Timing {
     }
 }
 
-/// Generates an answer for every prompt.
+/// What a model has computed already: a sequence and its keys and values.
+#[derive(Debug)]
+pub struct Past {
+    tokens: Vec<u32>,
+    cache: Cache,
+}
+
+impl Past {
+    /// What `prompt` has beyond it, where it can be gone on from.
+    fn rest<'p>(&self, model: &Decoder, prompt: &'p [u32]) -> Option<&'p [u32]> {
+        let rest = prompt.strip_prefix(self.tokens.as_slice()).filter(|rest| !rest.is_empty())?;
+        let restart = model.must_restart(self.tokens.len() as i64, prompt.len() as i64);
+        (!restart).then_some(rest)
+    }
+}
+
+/// Generates an answer for every prompt. A `past` that a single prompt begins with is not
+/// computed again.
 ///
 /// `on_token` is told of the row and its token, the one that ends a row for its own sake
 /// left out, and ends the row by giving a reason.
@@ -91,107 +110,161 @@ pub fn run<E: From<EngineError>>(
     prompts: &[Prompt<'_>],
     settings: &Settings,
     limits: Limits<'_>,
+    past: Option<Past>,
     mut on_token: impl FnMut(usize, u32) -> std::result::Result<Option<Finish>, E>,
 ) -> std::result::Result<Generated, E> {
     tch::no_grad(|| {
-        let mut batch = Batch::start(model, prompts, settings, limits)?;
+        let mut batch = Batch::start(model, prompts, settings, limits, past)?;
         while batch.step(model, &mut on_token)? {}
         Ok(batch.finish())
     })
 }
 
 /// A batch under way.
-struct Batch<'l> {
-    limits: Limits<'l>,
+struct Batch<'b> {
+    limits: Limits<'b>,
     sampler: Sampler,
     cache: Cache,
-    /// Of the last token of every row that is in the cache.
+    /// Of the last token of every row of the cache.
     hidden: Tensor,
-    /// The answers of all rows.
-    answers: Vec<(Vec<u32>, Option<Finish>)>,
-    /// Which of them the rows of the cache are.
-    rows: Vec<usize>,
+    rows: Vec<Row<'b>>,
+    /// Which of them are the rows of the cache: those that go on.
+    open: Vec<usize>,
     begun: Instant,
     first: Option<Instant>,
     timing: Timing,
 }
 
-impl<'l> Batch<'l> {
+/// A prompt and its answer so far.
+struct Row<'b> {
+    prompt: &'b [u32],
+    answer: Vec<u32>,
+    finish: Option<Finish>,
+}
+
+impl<'b> Batch<'b> {
     fn start(
         model: &Decoder,
-        prompts: &[Prompt<'_>],
+        prompts: &[Prompt<'b>],
         settings: &Settings,
-        limits: Limits<'l>,
+        limits: Limits<'b>,
+        past: Option<Past>,
     ) -> Result<Self> {
         let begun = Instant::now();
-        let texts: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
-        let tokens: Vec<i64> = texts.concat().iter().map(|token| i64::from(*token)).collect();
-        let lengths: Vec<u32> = texts.iter().map(|text| text.len() as u32).collect();
-        let (hidden, cache) =
-            model.prefill(&Tensor::f_from_slice(&tokens)?, &lengths, limits.max_new_tokens)?;
+        let row =
+            |prompt: &Prompt<'b>| Row { prompt: prompt.tokens, answer: Vec::new(), finish: None };
+        let rows: Vec<Row<'b>> = prompts.iter().map(row).collect();
+        let mut computed: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+        let (hidden, cache) = match (past, prompts) {
+            (Some(mut past), [prompt]) if past.rest(model, prompt.tokens).is_some() => {
+                let rest = past.rest(model, prompt.tokens).unwrap_or_default();
+                computed = rest.len();
+                (model.extend(&ids(rest)?, &mut past.cache)?, past.cache)
+            }
+            _ => prefill(model, rows.iter(), limits.max_new_tokens)?,
+        };
         let streams: Vec<u64> = prompts.iter().map(|prompt| prompt.stream).collect();
+        let texts: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
         let mut sampler = Sampler::new(settings, &streams);
         sampler.see_prompts(&texts, model.architecture.vocab_size as i64)?;
-        Ok(Self {
-            limits,
-            sampler,
-            cache,
-            hidden,
-            answers: vec![(Vec::new(), None); prompts.len()],
-            rows: (0..prompts.len()).collect(),
-            begun,
-            first: None,
-            timing: Timing { prompt_tokens: tokens.len(), ..Timing::default() },
-        })
+        let open = (0..rows.len()).collect();
+        let timing = Timing { prompt_tokens: computed, ..Timing::default() };
+        Ok(Self { limits, sampler, cache, hidden, rows, open, begun, first: None, timing })
     }
 
-    /// One token for every row; false when no row is left open.
+    /// One token for every open row; false when none is left open.
     fn step<E: From<EngineError>>(
         &mut self,
         model: &Decoder,
         on_token: &mut impl FnMut(usize, u32) -> std::result::Result<Option<Finish>, E>,
     ) -> std::result::Result<bool, E> {
         let chosen = self.sampler.choose(&model.logits(&self.hidden)?)?;
-        for (row, token) in self.rows.iter().zip(&chosen) {
-            let (answer, finish) = &mut self.answers[*row];
-            if finish.is_some() {
-                continue;
-            }
-            if self.first.is_some() {
-                self.timing.decoded_tokens += 1;
-            }
+        if self.first.is_some() {
+            self.timing.decoded_tokens += chosen.len();
+        }
+        for (index, token) in self.open.iter().zip(&chosen) {
+            let row = &mut self.rows[*index];
             if self.limits.eos.contains(token) {
-                *finish = Some(Finish::Eos);
+                row.finish = Some(Finish::Eos);
                 continue;
             }
-            answer.push(*token);
-            *finish = on_token(*row, *token)?;
-            if finish.is_none() && answer.len() >= self.limits.max_new_tokens {
-                *finish = Some(Finish::Length);
+            row.answer.push(*token);
+            row.finish = on_token(*index, *token)?;
+            if row.finish.is_none() && row.answer.len() >= self.limits.max_new_tokens {
+                row.finish = Some(Finish::Length);
             }
         }
         self.first.get_or_insert_with(Instant::now);
-        let open = self.answers.iter().any(|(_, finish)| finish.is_none());
-        if open {
-            self.hidden = self.advance(model, &chosen)?;
+        let ended = |index: &usize| self.rows[*index].finish.is_some();
+        if self.open.iter().all(ended) {
+            return Ok(false);
         }
-        Ok(open)
+        self.close_ended()?;
+        self.hidden = self.advance(model)?;
+        Ok(true)
     }
 
-    /// The hidden states of the chosen tokens.
-    fn advance(&mut self, model: &Decoder, chosen: &[u32]) -> Result<Tensor> {
-        let tokens: Vec<i64> = chosen.iter().map(|token| i64::from(*token)).collect();
-        model.decode(&Tensor::f_from_slice(&tokens)?, &mut self.cache)
+    /// Rows that have ended leave the batch.
+    fn close_ended(&mut self) -> Result<()> {
+        let goes_on = |index: &usize| self.rows[*index].finish.is_none();
+        let places = self.open.iter().enumerate().filter(|(_, index)| goes_on(index));
+        let places: Vec<i64> = places.map(|(place, _)| place as i64).collect();
+        if places.len() < self.open.len() {
+            self.cache.keep(&places)?;
+            self.sampler.keep(&places)?;
+            self.open = places.iter().map(|place| self.open[*place as usize]).collect();
+        }
+        Ok(())
+    }
+
+    /// The hidden states of the tokens that were just chosen.
+    fn advance(&mut self, model: &Decoder) -> Result<Tensor> {
+        let open = self.open.iter().map(|index| &self.rows[*index]);
+        if self.cache.lengths().iter().any(|length| model.must_restart(*length, length + 1)) {
+            // All open rows have as many new tokens.
+            let done = open.clone().map(|row| row.answer.len()).max().unwrap_or(0);
+            let (hidden, cache) = prefill(model, open, self.limits.max_new_tokens - done)?;
+            self.cache = cache;
+            return Ok(hidden);
+        }
+        let last: Vec<u32> = open.filter_map(|row| row.answer.last().copied()).collect();
+        model.decode(&ids(&last)?, &mut self.cache)
     }
 
     fn finish(mut self) -> Generated {
         let first = self.first.unwrap_or(self.begun);
         self.timing.prefill = first - self.begun;
         self.timing.decode = first.elapsed();
-        let answer = |(tokens, finish): (Vec<u32>, Option<Finish>)| Answer {
-            tokens,
-            finish: finish.unwrap_or(Finish::Length),
+        let past = match (self.rows.as_slice(), self.cache.lengths()) {
+            // The last token was chosen and not computed.
+            ([row], [length]) => {
+                let tokens = row.prompt.iter().chain(&row.answer).take(*length as usize);
+                Some(Past { tokens: tokens.copied().collect(), cache: self.cache })
+            }
+            _ => None,
         };
-        Generated { rows: self.answers.into_iter().map(answer).collect(), timing: self.timing }
+        let answer = |row: Row<'_>| Answer {
+            tokens: row.answer,
+            finish: row.finish.unwrap_or(Finish::Length),
+        };
+        let rows = self.rows.into_iter().map(answer).collect();
+        Generated { rows, timing: self.timing, past }
     }
+}
+
+/// Computes whole sequences, with room for `extra` more tokens each.
+fn prefill<'r>(
+    model: &Decoder,
+    rows: impl Iterator<Item = &'r Row<'r>>,
+    extra: usize,
+) -> Result<(Tensor, Cache)> {
+    let texts: Vec<Vec<u32>> =
+        rows.map(|row| [row.prompt, row.answer.as_slice()].concat()).collect();
+    let lengths: Vec<u32> = texts.iter().map(|text| text.len() as u32).collect();
+    model.prefill(&ids(&texts.concat())?, &lengths, extra)
+}
+
+fn ids(tokens: &[u32]) -> Result<Tensor> {
+    let tokens: Vec<i64> = tokens.iter().map(|token| i64::from(*token)).collect();
+    Ok(Tensor::f_from_slice(&tokens)?)
 }

@@ -14,7 +14,7 @@ pub mod stop;
 
 use heirloom::generation::Settings;
 
-pub use batch::{Finish, Generated, Limits, Prompt, Timing};
+pub use batch::{Finish, Limits, Past, Prompt, Timing};
 
 use crate::error::EngineError;
 use crate::model::Decoder;
@@ -39,8 +39,9 @@ pub fn greedy(
         return Ok(answers);
     }
     for members in by_length(prompts, BATCH) {
-        let found =
-            batch::run(model, &members, &settings, limits, |_, _| Ok::<_, EngineError>(None))?;
+        let found = batch::run(model, &members, &settings, limits, None, |_, _| {
+            Ok::<_, EngineError>(None)
+        })?;
         for (prompt, found) in members.iter().zip(found.rows) {
             answers[prompt.stream as usize] = found.tokens;
         }

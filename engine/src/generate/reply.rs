@@ -7,7 +7,7 @@ use heirloom::diagnose::Failure;
 use heirloom::generation::Settings;
 use heirloom::generation::text::Text;
 
-use super::batch::{self, Finish, Limits, Prompt, Timing};
+use super::batch::{self, Finish, Limits, Past, Prompt, Timing};
 use super::detokenizer::Detokenizer;
 use super::stop::{Checked, StopStrings};
 use crate::model::Decoder;
@@ -23,20 +23,32 @@ pub struct Reply {
     pub finish: Finish,
 }
 
-/// Answers every prompt of a batch. `on_text` is told of the row and the next piece of its
+/// The answers of a batch.
+#[derive(Debug)]
+pub struct Replies {
+    /// By row.
+    pub rows: Vec<Reply>,
+    /// How long they took.
+    pub timing: Timing,
+    /// Of a single prompt and its answer, to go on from.
+    pub past: Option<Past>,
+}
+
+/// Answers every prompt of a batch, going on from `past` where it can. `on_text` is told of the row and the next piece of its
 /// text, and says whether to go on.
 pub fn replies(
     model: &Decoder,
     text: &Text,
     settings: &Settings,
     prompts: &[Prompt<'_>],
+    past: Option<Past>,
     mut on_text: impl FnMut(usize, &str) -> Result<bool, Failure>,
-) -> Result<(Vec<Reply>, Timing), Failure> {
+) -> Result<Replies, Failure> {
     let eos = settings.eos_token_id.as_deref().unwrap_or(text.stop_ids());
     let limits = Limits { max_new_tokens: settings.max_new_tokens, eos };
     let stops = stop_tokens(text, settings)?;
     let mut rows: Vec<Row<'_>> = prompts.iter().map(|_| Row::new(text, settings)).collect();
-    let generated = batch::run(model, prompts, settings, limits, |row, token| {
+    let generated = batch::run(model, prompts, settings, limits, past, |row, token| {
         if stops.contains(&token) {
             return Ok::<_, Failure>(Some(Finish::Stop));
         }
@@ -54,7 +66,7 @@ pub fn replies(
         }
         replies.push(Reply { text: state.shown, tokens: answer.tokens.len(), finish });
     }
-    Ok((replies, generated.timing))
+    Ok(Replies { rows: replies, timing: generated.timing, past: generated.past })
 }
 
 /// Stop strings that are special tokens, and so never show up in the text.

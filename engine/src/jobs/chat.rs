@@ -10,7 +10,7 @@ mod console;
 use heirloom::cli::printer::Printer;
 use heirloom::dataset::chat::Message;
 use heirloom::diagnose::Failure;
-use heirloom::generation::input::{Prompt, Request};
+use heirloom::generation::input::{self, Request};
 use heirloom::generation::text::Text;
 use heirloom::generation::{Options, Settings};
 use heirloom::job::Chat;
@@ -18,8 +18,8 @@ use heirloom::job::Chat;
 use self::command::{Command, HELP};
 use self::console::Console;
 use super::generate::{open, stats, within};
-use crate::generate::reply::{Reply, replies};
-use crate::generate::{Finish, Timing};
+use crate::generate::reply::{Replies, replies};
+use crate::generate::{self, Finish, Past, Timing};
 use crate::model::Decoder;
 
 /// Does the job.
@@ -36,6 +36,7 @@ pub(super) fn chat(job: &Chat, printer: Printer) -> Result<(), Failure> {
         turns: Vec::new(),
         answers: 0,
         timing: None,
+        past: None,
         printer,
     };
     let mut console = Console::open()?;
@@ -68,6 +69,8 @@ struct Session<'j> {
     answers: u64,
     /// Of the last answer.
     timing: Option<Timing>,
+    /// The conversation as the model has it, so that a turn computes only what is new.
+    past: Option<Past>,
     printer: Printer,
 }
 
@@ -124,6 +127,7 @@ impl Session<'_> {
             return self.note("this model has no adapter");
         }
         self.adapter = wanted.unwrap_or(self.adapter);
+        self.past = None;
         self.note(if self.adapter {
             "the adapter is on"
         } else {
@@ -155,14 +159,15 @@ impl Session<'_> {
 
     /// Adds the model's answer to the conversation, printing it as it comes.
     fn answer(&mut self, console: &Console) -> Result<(), Failure> {
-        let prompt = Prompt::Messages(self.turns.clone());
+        let prompt = input::Prompt::Messages(self.turns.clone());
         let request = Request { id: None, number: 1, prompt };
         let tokens = self.text.prompt(&request, self.system.as_deref())?;
-        let (text, printer, stream) = (&self.text, self.printer, self.answers);
+        let (text, printer, past) = (&self.text, self.printer, self.past.take());
         let settings = within(&self.settings, &self.model, tokens.len());
+        let prompt = generate::Prompt { tokens: &tokens, stream: self.answers };
         console.answering(true);
         let generate = |model: &Decoder| {
-            reply(model, text, &settings, &tokens, stream, |piece| {
+            replies(model, text, &settings, &[prompt], past, |_, piece| {
                 printer.text(piece)?;
                 Ok(!console.interrupted())
             })
@@ -173,35 +178,20 @@ impl Session<'_> {
             self.model.without_adapter(generate)
         };
         console.answering(false);
-        let (reply, timing) = answered?;
+        let Replies { rows, timing, past } = answered?;
         self.printer.data("")?;
-        if reply.finish == Finish::Interrupted {
-            self.printer.note("(stopped)");
-        }
         if self.job.stats {
             self.printer.note(&stats(&timing));
         }
-        self.turns.push(Message { role: "assistant".to_owned(), content: reply.text });
+        for reply in rows {
+            if reply.finish == Finish::Interrupted {
+                self.printer.note("(stopped)");
+            }
+            self.turns.push(Message { role: "assistant".to_owned(), content: reply.text });
+        }
         self.answers += 1;
         self.timing = Some(timing);
+        self.past = past;
         Ok(())
     }
-}
-
-/// The answer to a whole conversation.
-///
-/// The one place that knows how the history reaches the model: all of it is computed anew
-/// for each turn.
-fn reply(
-    model: &Decoder,
-    text: &Text,
-    settings: &Settings,
-    tokens: &[u32],
-    stream: u64,
-    mut on_text: impl FnMut(&str) -> Result<bool, Failure>,
-) -> Result<(Reply, Timing), Failure> {
-    let prompt = crate::generate::Prompt { tokens, stream };
-    let (replies, timing) = replies(model, text, settings, &[prompt], |_, piece| on_text(piece))?;
-    let none = || Reply { text: String::new(), tokens: 0, finish: Finish::Length };
-    Ok((replies.into_iter().next().unwrap_or_else(none), timing))
 }

@@ -85,12 +85,12 @@ fn answer_one(
     let prompts: Vec<Prompt<'_>> =
         prompts.iter().map(|tokens| Prompt { tokens, stream: 0 }).collect();
     let settings = within(&job.settings, model, prompts.first().map_or(0, |p| p.tokens.len()));
-    let (_, timing) = replies(model, text, &settings, &prompts, |_, piece| {
+    let replies = replies(model, text, &settings, &prompts, None, |_, piece| {
         printer.text(piece)?;
         Ok(true)
     })?;
     printer.data("")?;
-    Ok(timing)
+    Ok(replies.timing)
 }
 
 /// An answer ends where the model's positions do. Only where one answer is asked for: in a
@@ -113,11 +113,11 @@ fn answer_all(
     let mut answers = vec![None; prompts.len()];
     let mut timing = Timing::default();
     for batch in generate::by_length(prompts, job.batch_size) {
-        let (found, took) = replies(model, text, &job.settings, &batch, |_, _| Ok(true))?;
-        for (prompt, reply) in batch.iter().zip(found) {
+        let found = replies(model, text, &job.settings, &batch, None, |_, _| Ok(true))?;
+        for (prompt, reply) in batch.iter().zip(found.rows) {
             answers[prompt.stream as usize] = Some(reply);
         }
-        timing.add(&took);
+        timing.add(&found.timing);
         bar.inc(batch.len() as u64);
     }
     bar.finish_and_clear();

@@ -65,7 +65,7 @@ fn answers(prompts: &[&[u32]], settings: &Settings) -> Vec<Vec<u32>> {
         .map(|(stream, tokens)| Prompt { tokens, stream: stream as u64 })
         .collect();
     let limits = Limits { max_new_tokens: settings.max_new_tokens, eos: &[] };
-    let generated = batch::run(&model, &prompts, settings, limits, |_, _| {
+    let generated = batch::run(&model, &prompts, settings, limits, None, |_, _| {
         Ok::<_, heirloom_engine::error::EngineError>(None)
     });
     let generated = generated.unwrap();
@@ -84,6 +84,56 @@ fn a_row_is_sampled_alone_as_beside_others() {
     assert_ne!(together[0], together[1]);
     let seeded = Settings { sampling: Some(Sampling { seed: 10, ..sampling }), ..settings.clone() };
     assert_ne!(answers(&[one], &seeded)[0], together[0]);
+}
+
+/// A conversation that goes on from what was computed, against one that is computed anew.
+#[test]
+fn going_on_from_a_past_gives_what_the_whole_gives() {
+    let model = model("tiny-llama", heirloom::recipe::Dtype::Float32);
+    let limits = Limits { max_new_tokens: 6, eos: &[] };
+    let answer = |tokens: &[u32], past| {
+        let prompt = Prompt { tokens, stream: 0 };
+        let settings = Settings::greedy(6);
+        let generated = batch::run(&model, &[prompt], &settings, limits, past, |_, _| {
+            Ok::<_, heirloom_engine::error::EngineError>(None)
+        });
+        generated.unwrap()
+    };
+    let mut tokens = vec![5, 6, 7];
+    let mut past = None;
+    for turn in [[20, 21], [30, 31], [40, 41]] {
+        let (going_on, anew) = (answer(&tokens, past), answer(&tokens, None));
+        assert_eq!(going_on.rows[0].tokens, anew.rows[0].tokens);
+        // The last token of an answer was not computed; two of the next turn follow it.
+        assert_eq!(going_on.timing.prompt_tokens, 3);
+        tokens.extend(&going_on.rows[0].tokens);
+        tokens.extend(turn);
+        past = going_on.past;
+    }
+    // Another conversation has nothing to go on from.
+    assert_eq!(answer(&[1, 2, 3, 4, 5, 6, 7, 8], past).timing.prompt_tokens, 8);
+}
+
+/// Rows end at different times; those that go on must not notice.
+#[test]
+fn a_row_that_ends_leaves_the_others_as_they_were() {
+    let model = model("tiny-llama", heirloom::recipe::Dtype::Float32);
+    let (one, other) = ([5, 6, 7].as_slice(), [9, 10, 11, 12, 13, 14].as_slice());
+    let sampling = Sampling { temperature: 1.5, top_k: 0, top_p: 0.95, min_p: 0.0, seed: 9 };
+    let settings =
+        Settings { sampling: Some(sampling), repetition_penalty: 1.1, ..Settings::greedy(12) };
+    let whole = answers(&[one, other], &settings);
+    let prompts = [Prompt { tokens: one, stream: 0 }, Prompt { tokens: other, stream: 1 }];
+    let limits = Limits { max_new_tokens: 12, eos: &[] };
+    let mut told = [0, 0];
+    let generated = batch::run(&model, &prompts, &settings, limits, None, |row, _| {
+        told[row] += 1;
+        Ok::<_, heirloom_engine::error::EngineError>((row == 0).then_some(Finish::Stop))
+    });
+    let rows = generated.unwrap().rows;
+    assert_eq!((rows[0].tokens.as_slice(), rows[0].finish), (&whole[0][..1], Finish::Stop));
+    assert_eq!((&rows[1].tokens, rows[1].finish), (&whole[1], Finish::Length));
+    assert_eq!(told, [1, 12]);
 }
 
 /// The loop with its cache against whole passes over everything so far.
