@@ -223,7 +223,7 @@ mod tests {
         }
         // Four standard deviations.
         for (count, expected) in counts.into_iter().zip([1000, 1000, 2000, 4000]) {
-            assert!((count - expected as i32).abs() < 180, "{counts:?}");
+            assert!((count - expected).abs() < 180, "{counts:?}");
         }
     }
 

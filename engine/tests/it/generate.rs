@@ -1,6 +1,6 @@
 //! Decoding: our processors against Transformers', and the two commands as people use them.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -334,4 +334,27 @@ fn a_chat_remembers_forgets_and_goes_on_after_a_mistake() {
     ] {
         assert!(noted.contains(words), "{words}: {noted}");
     }
+}
+
+#[test]
+fn ctrl_c_ends_an_answer_and_not_the_chat() {
+    let arguments = ["chat", SEEDLING, "--ignore-eos", "--max-new-tokens", "1900"];
+    let mut child = heirloom(&arguments).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    writeln!(stdin, "{LETTER}").unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut begun = [0];
+    stdout.read_exact(&mut begun).unwrap();
+    let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(interrupt.unwrap().success());
+    writeln!(stdin, "/set max_new_tokens 3\n{LETTER}").unwrap();
+    drop(stdin);
+    let mut said = String::new();
+    stdout.read_to_string(&mut said).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let noted = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{noted}");
+    assert_eq!(noted.matches("(stopped)").count(), 1, "{noted}");
+    // The second answer is there, and short.
+    assert!(said.lines().last().unwrap().len() < 60, "{said}");
 }
