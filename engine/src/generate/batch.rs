@@ -92,11 +92,9 @@ pub struct Past {
 }
 
 impl Past {
-    /// What `prompt` has beyond it, where it can be gone on from.
-    fn rest<'p>(&self, model: &Decoder, prompt: &'p [u32]) -> Option<&'p [u32]> {
-        let rest = prompt.strip_prefix(self.tokens.as_slice()).filter(|rest| !rest.is_empty())?;
-        let restart = model.must_restart(self.tokens.len() as i64, prompt.len() as i64);
-        (!restart).then_some(rest)
+    /// What `prompt` has beyond it, where it begins with it.
+    fn rest<'p>(&self, prompt: &'p [u32]) -> Option<&'p [u32]> {
+        prompt.strip_prefix(self.tokens.as_slice()).filter(|rest| !rest.is_empty())
     }
 }
 
@@ -154,17 +152,20 @@ impl<'b> Batch<'b> {
         let row =
             |prompt: &Prompt<'b>| Row { prompt: prompt.tokens, answer: Vec::new(), finish: None };
         let rows: Vec<Row<'b>> = prompts.iter().map(row).collect();
-        let mut computed: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+        let texts: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
+        let mut computed: usize = texts.iter().map(|text| text.len()).sum();
         let (hidden, cache) = match (past, prompts) {
-            (Some(mut past), [prompt]) if past.rest(model, prompt.tokens).is_some() => {
-                let rest = past.rest(model, prompt.tokens).unwrap_or_default();
+            (Some(mut past), [prompt]) if past.rest(prompt.tokens).is_some() => {
+                let rest = past.rest(prompt.tokens).unwrap_or_default();
                 computed = rest.len();
                 (model.extend(&ids(rest)?, &mut past.cache)?, past.cache)
             }
-            _ => prefill(model, rows.iter(), limits.max_new_tokens)?,
+            _ => {
+                let lengths: Vec<u32> = texts.iter().map(|text| text.len() as u32).collect();
+                model.prefill(&ids(&texts.concat())?, &lengths, limits.max_new_tokens)?
+            }
         };
         let streams: Vec<u64> = prompts.iter().map(|prompt| prompt.stream).collect();
-        let texts: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
         let mut sampler = Sampler::new(settings, &streams);
         sampler.see_prompts(&texts, model.architecture.vocab_size as i64)?;
         let open = (0..rows.len()).collect();
@@ -220,13 +221,6 @@ impl<'b> Batch<'b> {
     /// The hidden states of the tokens that were just chosen.
     fn advance(&mut self, model: &Decoder) -> Result<Tensor> {
         let open = self.open.iter().map(|index| &self.rows[*index]);
-        if self.cache.lengths().iter().any(|length| model.must_restart(*length, length + 1)) {
-            // All open rows have as many new tokens.
-            let done = open.clone().map(|row| row.answer.len()).max().unwrap_or(0);
-            let (hidden, cache) = prefill(model, open, self.limits.max_new_tokens - done)?;
-            self.cache = cache;
-            return Ok(hidden);
-        }
         let last: Vec<u32> = open.filter_map(|row| row.answer.last().copied()).collect();
         model.decode(&ids(&last)?, &mut self.cache)
     }
@@ -250,18 +244,6 @@ impl<'b> Batch<'b> {
         let rows = self.rows.into_iter().map(answer).collect();
         Generated { rows, timing: self.timing, past }
     }
-}
-
-/// Computes whole sequences, with room for `extra` more tokens each.
-fn prefill<'r>(
-    model: &Decoder,
-    rows: impl Iterator<Item = &'r Row<'r>>,
-    extra: usize,
-) -> Result<(Tensor, Cache)> {
-    let texts: Vec<Vec<u32>> =
-        rows.map(|row| [row.prompt, row.answer.as_slice()].concat()).collect();
-    let lengths: Vec<u32> = texts.iter().map(|text| text.len() as u32).collect();
-    model.prefill(&ids(&texts.concat())?, &lengths, extra)
 }
 
 fn ids(tokens: &[u32]) -> Result<Tensor> {

@@ -217,7 +217,7 @@ mod tests {
         // Logits of the probabilities 1/8, 1/8, 1/4, 1/2.
         let logits = Tensor::from_slice(&[0.0f32, 0.0, 2f32.ln(), 4f32.ln()]).view([1, 4]);
         let mut sampler = Sampler::new(&sampled(3), &[0]);
-        let mut counts = [0; 4];
+        let mut counts = [0i32; 4];
         for _ in 0..8000 {
             counts[sampler.choose(&logits).unwrap()[0] as usize] += 1;
         }
