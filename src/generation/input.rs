@@ -11,7 +11,7 @@ use fs_err as fs;
 use serde_json::Value;
 
 use super::{GenerationError, parquet};
-use crate::dataset::chat::Message;
+use crate::dataset::conversation::Message;
 
 /// Longest prompt in a file of its own, and longest line of JSONL, in bytes.
 const MAX_PROMPT_BYTES: u64 = 64 << 20;

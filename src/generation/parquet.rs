@@ -14,8 +14,8 @@ use serde_json::Value;
 
 use super::GenerationError;
 use super::input::{Prompt, Request};
-use crate::dataset::chat::Message;
 use crate::dataset::contain::contain;
+use crate::dataset::conversation::Message;
 
 /// Rows decoded at a time.
 const BATCH_ROWS: usize = 1024;

@@ -12,7 +12,8 @@ use tokenizers::Tokenizer;
 use super::GenerationError;
 use super::config::{GenerationConfig, one_or_many, read_json};
 use super::input::{Prompt, Request};
-use crate::dataset::chat::{ChatEncoder, Message};
+use crate::dataset::chat::ChatEncoder;
+use crate::dataset::conversation::Message;
 use crate::diagnose::Failure;
 
 /// Largest `tokenizer.json` that is read, in bytes.

@@ -8,7 +8,7 @@ mod command;
 mod console;
 
 use heirloom::cli::printer::Printer;
-use heirloom::dataset::chat::Message;
+use heirloom::dataset::conversation::Message;
 use heirloom::diagnose::Failure;
 use heirloom::generation::input::{self, Request};
 use heirloom::generation::text::Text;
