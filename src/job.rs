@@ -16,6 +16,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::diagnose::{Blame, Diagnose, Failure};
+use crate::generation::{Options, Settings};
 
 /// How the engine shall talk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,8 +133,10 @@ pub enum Job {
     Evaluate(Evaluate),
     /// Measure how well a model predicts a text.
     Perplexity(Perplexity),
-    /// Continue one prompt.
+    /// Answer one request, or a file of them.
     Generate(Generate),
+    /// Talk with the user.
+    Chat(Chat),
     /// Write a release folder from a finished run.
     Export(Export),
 }
@@ -222,10 +225,45 @@ impl TryFrom<String> for Device {
 pub struct Generate {
     /// Which model answers.
     pub target: Target,
+    /// What it is asked.
+    pub asked: Asked,
+    /// Goes before every conversation that has no system message of its own.
+    pub system: Option<String>,
+    /// Go on from plain text, without the chat template.
+    pub raw: bool,
+    /// How.
+    pub settings: Settings,
+    /// Requests that are decoded together.
+    pub batch_size: usize,
+    /// Where the answers go as JSONL, instead of the standard output.
+    pub output: Option<PathBuf>,
+    /// Say how fast it was.
+    pub stats: bool,
+}
+
+/// What a model is asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Asked {
     /// The user's message.
-    pub prompt: String,
-    /// At most this many tokens are generated.
-    pub max_new_tokens: usize,
+    Prompt(String),
+    /// A file that holds the user's message.
+    File(PathBuf),
+    /// A file of requests.
+    Requests(PathBuf),
+}
+
+/// `heirloom chat`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Chat {
+    /// Which model answers.
+    pub target: Target,
+    /// The first message, if there is one.
+    pub system: Option<String>,
+    /// How; what is left open, the model's own file decides.
+    pub options: Options,
+    /// Say after each answer how fast it was.
+    pub stats: bool,
 }
 
 /// `heirloom export`.

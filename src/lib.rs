@@ -16,6 +16,7 @@ pub mod cli;
 pub mod dataset;
 pub mod diagnose;
 pub mod files;
+pub mod generation;
 pub mod hub;
 pub mod job;
 pub mod provenance;

@@ -116,6 +116,9 @@ pub enum EngineError {
         /// What the loader or libtorch says.
         reason: String,
     },
+    /// The model computed no number for any token.
+    #[error("the model's scores are not numbers, so no token can be chosen")]
+    NoToken,
     /// Training was interrupted and can go on.
     #[error("stopped by a signal after step {step} of {steps}; `{}` can be resumed", run.display())]
     Interrupted {
@@ -195,6 +198,7 @@ impl Diagnose for EngineError {
                 "use `--device cpu`, or install the driver and the libtorch with CUDA that \
                  `scripts/libtorch-cuda.txt` lists; `heirloom doctor` shows what is there"
             }
+            Self::NoToken => "compute in float32 (`--dtype`), or copy the model again",
             Self::Interrupted { .. } => "go on with the same command and `--resume`",
             Self::Unfinished { .. } => "finish it with `heirloom train RECIPE --resume`",
             Self::NoAdapter { .. } => "export it with `--to merged`",

@@ -1,19 +1,20 @@
 //! What the engine can be asked to do, from start to end: the one place that knows the
 //! order of the rooms.
 
+mod chat;
 mod evaluate;
+mod generate;
 mod perplexity;
 mod release;
 mod train;
 
 use heirloom::base::BaseFolder;
 use heirloom::cli::printer::Printer;
-use heirloom::dataset::chat::{ChatEncoder, Message};
+use heirloom::dataset::chat::ChatEncoder;
 use heirloom::diagnose::Failure;
-use heirloom::job::{Generate, Job, Target};
+use heirloom::job::{Job, Target};
 
 use crate::adapter::peft;
-use crate::generate;
 use crate::model::Decoder;
 
 /// Does one job.
@@ -22,7 +23,8 @@ pub fn run(job: &Job, printer: Printer) -> Result<(), Failure> {
         Job::Train { run } => train::train(run, printer),
         Job::Evaluate(job) => evaluate::evaluate(job, printer),
         Job::Perplexity(job) => perplexity::perplexity(job, printer),
-        Job::Generate(job) => answer(job, printer),
+        Job::Generate(job) => generate::generate(job, printer),
+        Job::Chat(job) => chat::chat(job, printer),
         Job::Export(job) => release::export(job, printer),
     }
 }
@@ -37,17 +39,4 @@ fn open(target: &Target) -> Result<(Decoder, ChatEncoder), Failure> {
         peft::attach(&mut model, folder)?;
     }
     Ok((model, encoder))
-}
-
-/// `heirloom generate`: the answer to one message, on standard output.
-fn answer(job: &Generate, printer: Printer) -> Result<(), Failure> {
-    let (model, encoder) = open(&job.target)?;
-    let message = Message { role: "user".to_owned(), content: job.prompt.clone() };
-    let prompt = encoder.prompt(&[message])?;
-    let stops = encoder.stop_ids();
-    let answers = generate::greedy(&model, &[prompt], stops, job.max_new_tokens, |_| {})?;
-    for tokens in answers {
-        printer.data(&encoder.decode(&tokens)?)?;
-    }
-    Ok(())
 }

@@ -6,34 +6,96 @@ use super::exit::ExitStatus;
 use super::printer::Printer;
 use super::target;
 use crate::diagnose::Failure;
-use crate::job::{self, Generate, Job};
+use crate::generation::Options;
+use crate::job::{self, Asked, Generate, Job};
 use crate::recipe::Dtype;
 
-/// Let a model answer one message, to see what it now says.
+/// Requests that are decoded together where nobody says.
+const BATCH_SIZE: usize = 16;
+
+/// Let a model answer one message, or a file of them, to see what it now says.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Example:
-  heirloom generate runs/quickstart --prompt 'Three bags of marigold, please'")]
+#[command(
+    override_usage = "heirloom generate [OPTIONS] <TARGET> <PROMPT|--file <FILE>|--input <FILE>>",
+    after_help = "\
+How tokens are chosen is what the model's `generation_config.json` says, as in Transformers'
+`generate`; options replace it one by one. Any option of sampling turns sampling on.
+
+Examples:
+  heirloom generate runs/quickstart 'Three bags of marigold, please'
+  heirloom generate runs/quickstart --file letter.txt --temperature 0.7 --seed 3
+  heirloom generate runs/quickstart --input requests.jsonl --output answers.jsonl"
+)]
 pub(super) struct Arguments {
     /// A base folder, a run folder, or an adapter folder in PEFT format.
     target: PathBuf,
-    /// The user's message.
-    #[arg(long, short)]
-    prompt: String,
-    /// Longest answer, in tokens.
-    #[arg(long, default_value_t = 128, value_name = "N", value_parser = target::at_least_one)]
-    max_new_tokens: usize,
+    #[command(flatten)]
+    asked: AskedArguments,
+    /// A system message, where a conversation has none
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
+    /// Go on from plain text, without the chat template
+    #[arg(long)]
+    raw: bool,
+    /// Write the answers to this file, as JSONL
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Requests that are decoded together
+    #[arg(long, default_value_t = BATCH_SIZE, value_name = "N", value_parser = target::at_least_one)]
+    batch_size: usize,
     /// Precision to compute in [default: that of the run, or float32]
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
+    /// Say how fast it was
+    #[arg(long)]
+    stats: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// What the model is asked: exactly one of these.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct AskedArguments {
+    /// The user's message
+    #[arg(value_name = "PROMPT")]
+    text: Option<String>,
+    /// The user's message, as an option
+    #[arg(long, short, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// A file that holds the user's message; `-` is the standard input
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// A file of requests, `.jsonl` or `.parquet`, with `prompt` or `messages`
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+}
+
+impl AskedArguments {
+    /// clap sees to it that one is given.
+    fn asked(&self) -> Asked {
+        match (&self.file, &self.input) {
+            (Some(path), _) => Asked::File(path.clone()),
+            (_, Some(path)) => Asked::Requests(path.clone()),
+            _ => {
+                Asked::Prompt(self.text.clone().or_else(|| self.prompt.clone()).unwrap_or_default())
+            }
+        }
+    }
 }
 
 pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
     let target = target::resolve(&arguments.target, printer)?.target(arguments.dtype);
+    let settings = arguments.options.resolve(&target.base)?;
     let job = Job::Generate(Generate {
         target,
-        prompt: arguments.prompt.clone(),
-        max_new_tokens: arguments.max_new_tokens,
+        asked: arguments.asked.asked(),
+        system: arguments.system.clone(),
+        raw: arguments.raw,
+        settings,
+        batch_size: arguments.batch_size,
+        output: arguments.output.clone(),
+        stats: arguments.stats,
     });
     Err(job::start(printer.into(), job))
 }

@@ -4,6 +4,7 @@
 //! the rooms, and for everything with tensors becomes `heirloom-engine` (see [`crate::job`]).
 //! Nothing outside [`printer`] prints.
 
+mod chat;
 mod check;
 mod completions;
 mod doctor;
@@ -50,7 +51,8 @@ enum Command {
     Check(check::Arguments),
     Train(train::Arguments),
     Eval(eval::Arguments),
-    Generate(generate::Arguments),
+    Generate(Box<generate::Arguments>),
+    Chat(Box<chat::Arguments>),
     Export(export::Arguments),
     Verify(verify::Arguments),
     Doctor(doctor::Arguments),
@@ -73,6 +75,7 @@ fn run(command: Command, printer: Printer) -> Result<ExitStatus, Failure> {
         Command::Train(arguments) => train::run(&arguments, printer),
         Command::Eval(arguments) => eval::run(&arguments, printer),
         Command::Generate(arguments) => generate::run(&arguments, printer),
+        Command::Chat(arguments) => chat::run(&arguments, printer),
         Command::Export(arguments) => export::run(&arguments, printer),
         Command::Verify(arguments) => verify::run(&arguments, printer),
         Command::Doctor(arguments) => doctor::run(&arguments, printer),

@@ -54,8 +54,13 @@ impl Printer {
     /// Prints data, with a line feed, to stdout. A reader that has seen enough (`| head`)
     /// is no error.
     pub fn data(self, text: &str) -> Result<(), OutputError> {
+        self.text(&format!("{text}\n"))
+    }
+
+    /// Prints a piece of data to stdout at once, without a line feed.
+    pub fn text(self, piece: &str) -> Result<(), OutputError> {
         let mut stdout = anstream::stdout().lock();
-        match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        match write!(stdout, "{piece}").and_then(|()| stdout.flush()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
             _ => Ok(()),
         }

@@ -12,7 +12,7 @@ thread_local! {
 }
 
 /// Runs `decode`; `None` when it panics. What it worked on must not be used again.
-pub(super) fn contain<T>(decode: impl FnOnce() -> T) -> Option<T> {
+pub(crate) fn contain<T>(decode: impl FnOnce() -> T) -> Option<T> {
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {
         let loud = take_hook();

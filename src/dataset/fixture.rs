@@ -17,7 +17,7 @@ use serde_json::json;
 use super::consent::Ask;
 
 /// Opens every turn by its role and closes it by `<|end|>`, as our own seedling does.
-pub(super) const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}\
+pub(crate) const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}\
     {{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}";
 
@@ -26,7 +26,7 @@ pub(super) const SPECIAL: [&str; 6] =
     ["<|begin|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|other|>"];
 
 /// Id of a special token.
-pub(super) fn special(token: &str) -> u32 {
+pub(crate) fn special(token: &str) -> u32 {
     258 + SPECIAL.iter().position(|name| *name == token).unwrap() as u32
 }
 
@@ -46,7 +46,7 @@ fn byte_characters() -> Vec<char> {
 
 /// Writes a base folder: byte-level BPE whose ids are the bytes, two merges, six special
 /// tokens, and a post-processor that would add `<|begin|>` again.
-pub(super) fn base_folder(folder: &Path, template: &str) {
+pub(crate) fn base_folder(folder: &Path, template: &str) {
     let spelt = byte_characters();
     let mut vocab: serde_json::Map<String, serde_json::Value> =
         spelt.iter().enumerate().map(|(id, c)| (c.to_string(), json!(id))).collect();
@@ -86,14 +86,14 @@ pub(super) fn base_folder(folder: &Path, template: &str) {
 }
 
 /// Writes a small file.
-pub(super) fn write(path: &Path, bytes: &[u8]) -> PathBuf {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> PathBuf {
     fs_err::write(path, bytes).unwrap();
     path.to_owned()
 }
 
 /// A row as a test describes it.
 #[derive(Clone, Debug)]
-pub(super) struct Row {
+pub(crate) struct Row {
     pub(super) id: String,
     pub(super) messages: Vec<(&'static str, String)>,
     pub(super) basis: Option<&'static str>,
@@ -112,7 +112,7 @@ pub(super) const NOW: i64 = 1_790_000_000_000_000;
 pub(super) const DAY: i64 = 86_400_000_000;
 
 /// A question and an answer that may be used for what [`ask`] asks.
-pub(super) fn row(id: usize, question: &str, answer: &str) -> Row {
+pub(crate) fn row(id: usize, question: &str, answer: &str) -> Row {
     Row {
         id: format!("row-{id:04}"),
         messages: vec![("user", question.to_owned()), ("assistant", answer.to_owned())],
@@ -139,7 +139,7 @@ pub(super) fn ask() -> Ask {
 pub(super) const FOOTER: &str = r#"{"schema":"consent/v1","defaults":{"expiry":"P12M"}}"#;
 
 /// Writes rows in groups of `group_rows`.
-pub(super) fn write_rows(path: &Path, rows: &[Row], group_rows: usize) {
+pub(crate) fn write_rows(path: &Path, rows: &[Row], group_rows: usize) {
     write_batch(path, &batch(rows), group_rows, Some(FOOTER));
 }
 

@@ -9,12 +9,12 @@
 
 pub mod chat;
 pub mod consent;
-mod contain;
+pub(crate) mod contain;
 pub mod conversation;
 pub mod error;
 pub mod evaluation;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 pub mod group;
 mod order;
 mod rows;

@@ -1,15 +1,26 @@
 //! The generate room: decoding.
 //!
-//! Owns greedy decoding with a key-value cache, many prompts at once. As Transformers'
-//! `generate(do_sample=False)`, token for token in f32.
+//! Owns the loop over a batch with its key-value cache ([`batch`]), choosing tokens
+//! ([`sampler`]), and turning them into text as they come ([`reply`], with [`detokenizer`]
+//! and [`stop`]). What is asked for is `heirloom::generation`; printing is the jobs'.
+//!
+//! Reference: Transformers' `generate`, token for token in f32 where nothing is drawn.
 
-use tch::Tensor;
+pub mod batch;
+pub mod detokenizer;
+pub mod reply;
+pub mod sampler;
+pub mod stop;
 
-use crate::error::Result;
+use heirloom::generation::Settings;
+
+pub use batch::{Finish, Limits, Past, Prompt, Timing};
+
+use crate::error::EngineError;
 use crate::model::Decoder;
 
 /// Prompts that are decoded together; more would gain little on a CPU and cost cache.
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 
 /// Continues every prompt until one of `stops` (kept off the answer) or `max_new_tokens`.
 ///
@@ -20,53 +31,39 @@ pub fn greedy(
     stops: &[u32],
     max_new_tokens: usize,
     mut tick: impl FnMut(usize),
-) -> Result<Vec<Vec<u32>>> {
-    let mut order: Vec<usize> = (0..prompts.len()).collect();
-    // Prompts of like length share a batch, so that little of the cache is padding.
-    order.sort_by_key(|index| (prompts[*index].len(), *index));
+) -> Result<Vec<Vec<u32>>, EngineError> {
+    let settings = Settings::greedy(max_new_tokens);
+    let limits = Limits { max_new_tokens, eos: stops };
     let mut answers = vec![Vec::new(); prompts.len()];
-    for members in order.chunks(BATCH) {
-        let batch: Vec<&[u32]> = members.iter().map(|index| prompts[*index].as_slice()).collect();
-        let found = tch::no_grad(|| greedy_batch(model, &batch, stops, max_new_tokens))?;
-        for (index, answer) in members.iter().zip(found) {
-            answers[*index] = answer;
+    if max_new_tokens == 0 {
+        return Ok(answers);
+    }
+    for members in by_length(prompts, BATCH) {
+        let found = batch::run(model, &members, &settings, limits, None, |_, _| {
+            Ok::<_, EngineError>(None)
+        })?;
+        for (prompt, found) in members.iter().zip(found.rows) {
+            answers[prompt.stream as usize] = found.tokens;
         }
         tick(members.len());
     }
     Ok(answers)
 }
 
-fn greedy_batch(
-    model: &Decoder,
-    prompts: &[&[u32]],
-    stops: &[u32],
-    max_new_tokens: usize,
-) -> Result<Vec<Vec<u32>>> {
-    let mut answers = vec![Vec::new(); prompts.len()];
-    if max_new_tokens == 0 {
-        return Ok(answers);
-    }
-    let tokens: Vec<i64> = prompts.concat().iter().map(|token| i64::from(*token)).collect();
-    let lengths: Vec<u32> = prompts.iter().map(|prompt| prompt.len() as u32).collect();
-    let (mut hidden, mut cache) =
-        model.prefill(&Tensor::f_from_slice(&tokens)?, &lengths, max_new_tokens)?;
-    let mut open = vec![true; prompts.len()];
-    for _ in 0..max_new_tokens {
-        let next = model.logits(&hidden)?.f_argmax(-1, false)?;
-        let chosen = Vec::<i64>::try_from(&next)?;
-        for ((answer, open), token) in answers.iter_mut().zip(&mut open).zip(chosen) {
-            let token = token as u32;
-            if stops.contains(&token) {
-                *open = false;
-            } else if *open {
-                answer.push(token);
-            }
-        }
-        let longest = answers.iter().map(Vec::len).max().unwrap_or(0);
-        if !open.contains(&true) || longest == max_new_tokens {
-            break;
-        }
-        hidden = model.decode(&next, &mut cache)?;
-    }
-    Ok(answers)
+/// Batches of prompts of like length, so that little of the cache is padding. The stream of
+/// a prompt is its place in `prompts`.
+pub fn by_length(prompts: &[Vec<u32>], size: usize) -> Vec<Vec<Prompt<'_>>> {
+    let prompt = |(index, tokens): (usize, &'_ Vec<u32>)| (index as u64, tokens.len());
+    let mut order: Vec<(u64, usize)> = prompts.iter().enumerate().map(prompt).collect();
+    order.sort_by_key(|(stream, length)| (*length, *stream));
+    order
+        .chunks(size.max(1))
+        .map(|members| {
+            let prompt = |(stream, _): &(u64, usize)| Prompt {
+                tokens: &prompts[*stream as usize],
+                stream: *stream,
+            };
+            members.iter().map(prompt).collect()
+        })
+        .collect()
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
 mod families;
+mod generate;
 mod goldens;
 mod perplexity;
 mod runs;

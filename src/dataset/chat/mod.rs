@@ -183,6 +183,11 @@ impl ChatEncoder {
         &self.stop
     }
 
+    /// The id of a token that is spelt so.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
     /// Rows that an embedding needs: the largest token id plus one.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
