@@ -5,7 +5,7 @@ use heirloom_engine::model::weights;
 use safetensors::tensor::{Dtype, TensorView};
 use tch::{Kind, Tensor};
 
-use crate::support::fixture;
+use crate::support::{Golden, difference, fixture, logits, model};
 
 /// The bits of a tensor: numbers that are none equal nothing, their bits do.
 fn bits(tensor: &Tensor) -> Vec<i64> {
@@ -71,4 +71,15 @@ fn large_tensors_are_whole_although_they_are_read_in_pieces() {
     assert_eq!(weights::load_as(&checkpoint, "plain", Kind::Float).unwrap(), plain);
     let eight = weights::load_as(&checkpoint, "eight.weight", Kind::Float).unwrap();
     assert_eq!(eight, plain.remainder(7.0) * 0.5);
+}
+
+#[test]
+fn models_with_quantised_weights_compute_what_transformers_computes() {
+    for name in ["deepseek_v3-fp8", "gpt_oss-mxfp4"] {
+        let model = model(&format!("stored/{name}"), heirloom::recipe::Dtype::Float32);
+        let golden = Golden::open(&format!("stored/{name}/golden.safetensors"));
+        let found = tch::no_grad(|| logits(&model, &golden.packed()));
+        let apart = difference(&found, &golden.tensor("logits.0"));
+        assert!(apart <= 1e-5, "{name}: {apart:e}");
+    }
 }
