@@ -54,6 +54,14 @@ pub enum EngineError {
         /// Every difference.
         problems: Vec<Mismatch>,
     },
+    /// A token without a row.
+    #[error("the token {id} is to be trained, but the base has only {rows} rows")]
+    NoSuchToken {
+        /// Its id.
+        id: u32,
+        /// Rows of the embedding.
+        rows: u64,
+    },
     /// The loss or the gradient is not a number any more.
     #[error("the {what} of step {step} is {value}")]
     Diverged {
@@ -183,7 +191,8 @@ impl Diagnose for EngineError {
                 "the file is damaged or belongs to another model: copy it again"
             }
             Self::WriteSafetensors { .. } => "check the free space and the rights of the folder",
-            Self::AdapterSetting { .. } => "use a plain LoRA adapter of this base",
+            Self::AdapterSetting { .. } => "use a LoRA adapter of this base without it",
+            Self::NoSuchToken { .. } => "use the base that the tokens belong to",
             Self::Diverged { .. } => "lower `train.optimizer.adamw.lr` or lengthen the warm-up",
             Self::StreamEnded { .. } => "please report this as a defect, with the recipe",
             Self::TooLong { .. } => {

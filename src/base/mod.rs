@@ -42,6 +42,9 @@ const SIDE_FILES: [&str; 6] = [
     "model.safetensors.index.json",
 ];
 
+/// Most rows that an embedding can grow by: a token id beyond them is a mistake.
+const MAX_NEW_ROWS: usize = 65_536;
+
 impl BaseFolder {
     /// Opens a folder; `from_scratch` leaves its weights alone.
     pub fn open(folder: &Path, from_scratch: bool) -> Result<Self, BaseError> {
@@ -91,6 +94,18 @@ impl BaseFolder {
         }
         files.sort();
         files
+    }
+
+    /// Gives the embedding and the output projection `rows` rows, if they have fewer. What the
+    /// new rows hold is the engine's.
+    pub fn grow(&mut self, rows: usize) -> Result<(), BaseError> {
+        let stored = self.architecture.vocab_size;
+        if rows.saturating_sub(stored) > MAX_NEW_ROWS {
+            let folder = self.folder.clone();
+            return Err(BaseError::TooManyNewRows { folder, rows, stored });
+        }
+        self.architecture.vocab_size = stored.max(rows);
+        Ok(())
     }
 
     /// Refuses a tokenizer whose ids have no row in the embedding.
@@ -190,6 +205,19 @@ pub enum BaseError {
     Weights(#[from] WeightsError),
 
     // Tokenizer
+    /// More new rows than anyone adds.
+    #[error(
+        "`{}` has an embedding of {stored} rows, which cannot grow to {rows}",
+        folder.display()
+    )]
+    TooManyNewRows {
+        /// The folder.
+        folder: PathBuf,
+        /// Rows that are asked for.
+        rows: usize,
+        /// Rows that are there.
+        stored: usize,
+    },
     /// Token ids without a row in the embedding.
     #[error(
         "the tokenizer of `{}` has {tokens} tokens, but the embedding only {rows} rows",
@@ -235,8 +263,10 @@ impl Diagnose for BaseError {
             }
             Self::Unsupported { .. } => "choose a base without this setting",
             Self::NoWeights { .. } => "set `base.from_scratch: true` to grow a model from nothing",
+            Self::TooManyNewRows { .. } => "use the base that the tokens belong to",
             Self::TokenizerTooLarge { .. } => {
-                "use the tokenizer that belongs to this model; adding tokens is not supported yet"
+                "use the tokenizer that belongs to this model; a recipe adds tokens to it with \
+                 `base.added_tokens`"
             }
         };
         Some(hint.to_owned())

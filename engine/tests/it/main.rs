@@ -8,4 +8,5 @@ mod goldens;
 mod perplexity;
 mod runs;
 mod support;
+mod tokens;
 mod weights;
