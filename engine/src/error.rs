@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use heirloom::base::{BaseError, Mismatch};
 use heirloom::diagnose::{Blame, Diagnose};
+use heirloom::recipe::UnknownToken;
 use tch::TchError;
 
 /// What can go wrong while computing.
@@ -62,6 +63,9 @@ pub enum EngineError {
         /// Rows of the embedding.
         rows: u64,
     },
+    /// A token that the tokenizer does not have; the plan looked for it.
+    #[error("`{0}` is no token of the base")]
+    UnknownToken(String),
     /// The loss or the gradient is not a number any more.
     #[error("the {what} of step {step} is {value}")]
     Diverged {
@@ -178,6 +182,12 @@ pub enum EngineError {
 /// The engine's results.
 pub type Result<T, E = EngineError> = std::result::Result<T, E>;
 
+impl From<UnknownToken> for EngineError {
+    fn from(UnknownToken(token): UnknownToken) -> Self {
+        Self::UnknownToken(token)
+    }
+}
+
 impl Diagnose for EngineError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
@@ -193,6 +203,7 @@ impl Diagnose for EngineError {
             Self::WriteSafetensors { .. } => "check the free space and the rights of the folder",
             Self::AdapterSetting { .. } => "use a LoRA adapter of this base without it",
             Self::NoSuchToken { .. } => "use the base that the tokens belong to",
+            Self::UnknownToken(_) => "check the recipe again with `heirloom check`",
             Self::Diverged { .. } => "lower `train.optimizer.adamw.lr` or lengthen the warm-up",
             Self::StreamEnded { .. } => "please report this as a defect, with the recipe",
             Self::TooLong { .. } => {

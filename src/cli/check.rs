@@ -14,7 +14,7 @@ use crate::diagnose::Failure;
 use crate::hub::Need;
 use crate::recipe::lock::{Size, Split};
 use crate::recipe::memory::Memory;
-use crate::recipe::plan::{Parameters, Plan};
+use crate::recipe::plan::{Parameters, Plan, Warning};
 use crate::recipe::problem::{Place, Problem, RecipeError};
 use crate::recipe::{self, Adapter, WriteError};
 
@@ -53,6 +53,7 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     let (answer, status) = match (planned, arguments.format) {
         (Ok(plan), Output::Text) => {
             printer.data(&describe(&plan))?;
+            warn(&plan, printer);
             printer.note(&format!("\nnext: {}", next_command(arguments)));
             return Ok(ExitStatus::Success);
         }
@@ -64,6 +65,13 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     };
     printer.data(&answer?)?;
     Ok(status)
+}
+
+/// Says what may be a mistake.
+pub(super) fn warn(plan: &Plan, printer: Printer) {
+    for Warning { message, hint } in &plan.warnings {
+        printer.note(&format!("\nwarning: {message}\n  hint: {hint}"));
+    }
 }
 
 fn json(answer: &Answer<'_>) -> Result<String, WriteError> {
@@ -118,6 +126,7 @@ struct JsonPlan<'a> {
     training: &'a Size,
     memory: Memory,
     memory_bytes: u64,
+    warnings: &'a [Warning],
 }
 
 impl<'a> Answer<'a> {
@@ -131,6 +140,7 @@ impl<'a> Answer<'a> {
             training: &plan.training,
             memory: plan.memory,
             memory_bytes: plan.memory.total(),
+            warnings: &plan.warnings,
         };
         Self { ok: true, problems: Vec::new(), plan: Some(plan) }
     }

@@ -92,7 +92,7 @@ pub struct Vocabulary {
     /// Ids of the tokens that the base did not have, in the order of the recipe.
     pub added: Vec<u32>,
     /// The changed files, by name; `None` where the base's are used as they are.
-    pub files: Option<BTreeMap<&'static str, Vec<u8>>>,
+    pub files: Option<Files>,
 }
 
 impl Vocabulary {
@@ -156,19 +156,20 @@ impl Vocabulary {
         let found: BTreeSet<&str> = markers(&text).filter(split).collect();
         found.into_iter().map(str::to_owned).collect()
     }
-
-    /// Writes the changed files into a folder that is not yet in its place.
-    pub fn write(&self, folder: &Path) -> std::io::Result<()> {
-        for (name, bytes) in self.files.iter().flatten() {
-            let path = folder.join(name);
-            fs::create_dir_all(path.parent().unwrap_or(folder))?;
-            write_atomically(&path, bytes)?;
-        }
-        Ok(())
-    }
 }
 
-type Files = BTreeMap<&'static str, Vec<u8>>;
+/// Writes files into a folder that is not yet in its place.
+pub fn write(files: &Files, folder: &Path) -> std::io::Result<()> {
+    for (name, bytes) in files {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap_or(folder))?;
+        write_atomically(&path, bytes)?;
+    }
+    Ok(())
+}
+
+/// Files of a tokenizer by name.
+pub type Files = BTreeMap<&'static str, Vec<u8>>;
 
 fn read(folder: &Path) -> std::io::Result<Files> {
     let there = FILES.into_iter().filter(|name| folder.join(name).is_file());

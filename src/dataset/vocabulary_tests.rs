@@ -62,7 +62,7 @@ fn the_written_files_give_the_same_tokens() {
     let place = Place::new();
     let vocabulary = place.open(true, &["<|im_start|>", "<|im_end|>"]).unwrap();
     let release = tempfile::tempdir().unwrap();
-    vocabulary.write(release.path()).unwrap();
+    super::write(vocabulary.files.as_ref().unwrap(), release.path()).unwrap();
     let again = ChatEncoder::open(release.path()).unwrap();
     let messages = hello();
     assert_eq!(
