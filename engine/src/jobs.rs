@@ -29,14 +29,19 @@ pub fn run(job: &Job, printer: Printer) -> Result<(), Failure> {
     }
 }
 
-/// Loads what a [`Target`] names. An adapter that brings a tokenizer was trained with that.
-fn open(target: &Target) -> Result<(Decoder, ChatEncoder), Failure> {
+/// The base of a target, with the rows that its adapter trains.
+fn base(target: &Target) -> Result<BaseFolder, Failure> {
     let mut base = BaseFolder::open(&target.base, false)?;
     if let Some(folder) = &target.adapter {
         base.grow(peft::rows(folder)?)?;
     }
-    let own = target.adapter.as_ref().filter(|folder| folder.join("tokenizer.json").is_file());
-    let encoder = ChatEncoder::open(own.unwrap_or(&target.base))?;
+    Ok(base)
+}
+
+/// Loads what a [`Target`] names.
+fn open(target: &Target) -> Result<(Decoder, ChatEncoder), Failure> {
+    let base = base(target)?;
+    let encoder = ChatEncoder::open(target.words())?;
     base.fits_tokenizer(encoder.vocab_size())?;
     let mut model = Decoder::open(&base, target.dtype)?;
     if let Some(folder) = &target.adapter {

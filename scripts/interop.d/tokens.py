@@ -110,6 +110,8 @@ def check(checks, name, base, more, place):
     for kind, folder in [("adapter", adapter), ("merged", merged)]:
         checks.run("--quiet", "export", run, "--to", kind, "-o", folder)
         checks.run("--quiet", "verify", folder)
+        checks.run("--quiet", "generate", folder, "--prompt", "Do you have leeks?", "--max-new-tokens", 4)
+        checks.run("--quiet", "eval", folder, "--suite", "perplexity", "--text", place / "chatml.jinja")
 
     reference = AutoTokenizer.from_pretrained(base)
     rows = len(reference)

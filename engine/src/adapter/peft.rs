@@ -293,8 +293,9 @@ pub fn attach(model: &mut Decoder, folder: &Path) -> Result<Described> {
         .map_err(|problems| EngineError::Tensors { path, problems })?;
     for module in Module::ALL {
         if let Some(key) = base_key(&checkpoint, lora, module) {
-            let kind = model.table(module).kind();
-            model.set_table(module, weights::load(&checkpoint, &key)?.f_to_kind(kind)?);
+            let (kind, device) = (model.table(module).kind(), model.table(module).device());
+            let table = weights::load_as(&checkpoint, &key, kind)?.f_to(device)?;
+            model.set_table(module, table);
         }
     }
     adapter::attach(model, lora, |key, _| weights::load(&checkpoint, key))?;

@@ -94,7 +94,8 @@ pub(super) fn attach(
     let tied = model.architecture.tie_word_embeddings;
     for part in Part::of(lora, tied) {
         let (table_rows, _) = model.table(part.module).size2()?;
-        let values = get(&part.key(), part.shape(model)?)?;
+        let device = model.table(part.module).device();
+        let values = get(&part.key(), part.shape(model)?)?.f_to(device)?;
         let replacement = match &part.rows {
             None => Replacement::Whole(values),
             Some(ids) => {

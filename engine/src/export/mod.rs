@@ -106,7 +106,8 @@ pub fn config(base: &BaseFolder, untied: bool, folder: &Path) -> Result<()> {
     if let Some(config) = after.as_object_mut() {
         if config.shift_remove("quantization_config").is_some() {
             config.shift_remove("torch_dtype");
-            config.insert("dtype".to_owned(), json!(base.architecture.dtype));
+            // As they are dequantised.
+            config.insert("dtype".to_owned(), json!("bfloat16"));
         }
         config.insert("vocab_size".to_owned(), json!(base.architecture.vocab_size));
         let tied = base.architecture.tie_word_embeddings && !untied;
