@@ -33,11 +33,13 @@ pub struct BaseFolder {
 }
 
 /// Files of a base folder that are read beside the weights, where they exist.
-const SIDE_FILES: [&str; 6] = [
+const SIDE_FILES: [&str; 8] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "additional_chat_templates/default.jinja",
+    "additional_chat_templates/tool_use.jinja",
     "generation_config.json",
     "model.safetensors.index.json",
 ];

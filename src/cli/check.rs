@@ -126,6 +126,7 @@ struct JsonPlan<'a> {
     training: &'a Size,
     memory: Memory,
     memory_bytes: u64,
+    added_tokens: usize,
     warnings: &'a [Warning],
 }
 
@@ -140,6 +141,7 @@ impl<'a> Answer<'a> {
             training: &plan.training,
             memory: plan.memory,
             memory_bytes: plan.memory.total(),
+            added_tokens: plan.added_tokens,
             warnings: &plan.warnings,
         };
         Self { ok: true, problems: Vec::new(), plan: Some(plan) }
@@ -193,6 +195,13 @@ fn describe(plan: &Plan) -> String {
             Adapter::Full => "none: every weight is trained".to_owned(),
         },
     ));
+    if let Some(template) = &recipe.base.chat_template {
+        lines.push(line("template", &template.display().to_string()));
+    }
+    if !recipe.base.added_tokens.is_empty() {
+        let (new, named) = (plan.added_tokens, recipe.base.added_tokens.len());
+        lines.push(line("tokens", &format!("{new} of {named} named ones are new to the base")));
+    }
     let Parameters { trainable, frozen } = plan.parameters;
     let share = 100.0 * trainable as f64 / (trainable + frozen).max(1) as f64;
     lines.push(line(

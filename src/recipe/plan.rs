@@ -48,6 +48,8 @@ pub struct Plan {
     pub data: Vec<PlannedFile>,
     /// What training takes.
     pub training: Size,
+    /// Tokens that the base does not have yet.
+    pub added_tokens: usize,
     /// What does not stop a run and may yet be a mistake.
     pub warnings: Vec<Warning>,
     /// The base on the hub, where it lies there.
@@ -114,6 +116,7 @@ impl Plan {
         let mut base = looking.base();
         let vocabulary = looking.vocabulary(base.as_mut());
         let trainable = base.as_ref().and_then(|base| looking.trainable(base, vocabulary.as_ref()));
+        let added_tokens = vocabulary.as_ref().map_or(0, |vocabulary| vocabulary.added.len());
         let warnings = vocabulary.as_ref().map(words::warnings).unwrap_or_default();
         let ask = ask(&literal.recipe.data, now);
         let encoder = vocabulary.map(|vocabulary| vocabulary.encoder.with_clock(clock));
@@ -148,6 +151,7 @@ impl Plan {
                 })
                 .collect(),
             training: survey.size,
+            added_tokens,
             warnings,
             pinned: literal.pinned.clone(),
             base_files: named(&base, &literal.recipe.base.model),

@@ -41,6 +41,7 @@ fn an_added_token_ends_the_warning_and_counts_its_row() {
         let plan = &answer["plan"];
         let tokens = plan["training"]["tokens"].as_u64().unwrap();
         let warnings = plan["warnings"].as_array().unwrap().len();
+        assert_eq!(plan["added_tokens"], u64::from(!words.is_empty()));
         (plan["parameters"]["trainable"].as_u64().unwrap(), tokens, warnings)
     };
     let (without, tokens, warnings) = parameters("");

@@ -365,6 +365,37 @@ fn a_base_learns_the_tokens_of_a_template() {
     }
 }
 
+/// Rows that are there already are used before the embedding grows, as they are.
+#[test]
+fn spare_rows_are_used_first() {
+    let place = Place::new(false);
+    let text = fs_err::read_to_string(place.path("base/config.json")).unwrap();
+    let text = text.replace("\"vocab_size\": 1024", "\"vocab_size\": 1030");
+    fs_err::write(place.path("base/config.json"), text).unwrap();
+    let spare = place.train("spare", "adapter: full", "from_scratch: true, ").unwrap();
+    fs_err::remove_dir_all(place.path("base")).unwrap();
+    fs_err::rename(spare.join("model"), place.path("base")).unwrap();
+
+    let run = place.train("chatml", LORA, &place.chatml()).unwrap();
+    let base = open(&place.base());
+    let mut model = Decoder::open(&base, Dtype::Float32).unwrap();
+    let lora = peft::describe(&run.join("adapter")).unwrap().lora;
+    for (_, start) in tokens::initial(&model, &lora).unwrap() {
+        assert_ne!(start.get(0), start.get(1), "each row as it is");
+    }
+    // No base has to grow for it.
+    peft::attach(&mut model, &run.join("adapter")).unwrap();
+    let merged = place.export(&run, ExportKind::Merged);
+    let merged = open(&merged);
+    assert_eq!(merged.architecture.vocab_size, 1030);
+    let merged = Decoder::open(&merged, Dtype::Float32).unwrap();
+    for module in Module::ALL {
+        // A row that no token has yet.
+        assert_eq!(merged.table(module).get(1029), model.table(module).get(1029));
+        assert_ne!(merged.table(module).get(1025), model.table(module).get(1025));
+    }
+}
+
 /// A run with trained rows goes on from a checkpoint to the same bytes.
 #[test]
 fn trained_rows_resume_to_the_same_bytes() {
