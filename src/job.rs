@@ -299,3 +299,12 @@ pub struct Target {
     /// The precision to compute in.
     pub dtype: crate::recipe::Dtype,
 }
+
+impl Target {
+    /// The folder whose tokenizer and template are used: the adapter's, where it brings its
+    /// own, for that is what it was trained with.
+    pub fn words(&self) -> &Path {
+        let own = self.adapter.as_deref().filter(|folder| folder.join("tokenizer.json").is_file());
+        own.unwrap_or(&self.base)
+    }
+}

@@ -24,7 +24,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             _ => return Err(format!("unknown flag {flag}").into()),
         }
     }
-    let mut model = Decoder::open(&BaseFolder::open(&base, false)?, Dtype::Float32)?;
+    let mut base = BaseFolder::open(&base, false)?;
+    if let Some(folder) = &adapter {
+        base.grow(peft::rows(folder)?)?;
+    }
+    let mut model = Decoder::open(&base, Dtype::Float32)?;
     if let Some(folder) = adapter {
         peft::attach(&mut model, &folder)?;
     }

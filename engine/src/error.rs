@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use heirloom::base::{BaseError, Mismatch};
 use heirloom::diagnose::{Blame, Diagnose};
+use heirloom::recipe::UnknownToken;
 use tch::TchError;
 
 /// What can go wrong while computing.
@@ -54,6 +55,17 @@ pub enum EngineError {
         /// Every difference.
         problems: Vec<Mismatch>,
     },
+    /// A token without a row.
+    #[error("the token {id} is to be trained, but the base has only {rows} rows")]
+    NoSuchToken {
+        /// Its id.
+        id: u32,
+        /// Rows of the embedding.
+        rows: u64,
+    },
+    /// A token that the tokenizer does not have; the plan looked for it.
+    #[error("`{0}` is no token of the base")]
+    UnknownToken(String),
     /// The loss or the gradient is not a number any more.
     #[error("the {what} of step {step} is {value}")]
     Diverged {
@@ -170,6 +182,12 @@ pub enum EngineError {
 /// The engine's results.
 pub type Result<T, E = EngineError> = std::result::Result<T, E>;
 
+impl From<UnknownToken> for EngineError {
+    fn from(UnknownToken(token): UnknownToken) -> Self {
+        Self::UnknownToken(token)
+    }
+}
+
 impl Diagnose for EngineError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
@@ -183,7 +201,9 @@ impl Diagnose for EngineError {
                 "the file is damaged or belongs to another model: copy it again"
             }
             Self::WriteSafetensors { .. } => "check the free space and the rights of the folder",
-            Self::AdapterSetting { .. } => "use a plain LoRA adapter of this base",
+            Self::AdapterSetting { .. } => "use a LoRA adapter of this base without it",
+            Self::NoSuchToken { .. } => "use the base that the tokens belong to",
+            Self::UnknownToken(_) => "check the recipe again with `heirloom check`",
             Self::Diverged { .. } => "lower `train.optimizer.adamw.lr` or lengthen the warm-up",
             Self::StreamEnded { .. } => "please report this as a defect, with the recipe",
             Self::TooLong { .. } => {

@@ -29,10 +29,19 @@ pub fn run(job: &Job, printer: Printer) -> Result<(), Failure> {
     }
 }
 
+/// The base of a target, with the rows that its adapter trains.
+fn base(target: &Target) -> Result<BaseFolder, Failure> {
+    let mut base = BaseFolder::open(&target.base, false)?;
+    if let Some(folder) = &target.adapter {
+        base.grow(peft::rows(folder)?)?;
+    }
+    Ok(base)
+}
+
 /// Loads what a [`Target`] names.
 fn open(target: &Target) -> Result<(Decoder, ChatEncoder), Failure> {
-    let base = BaseFolder::open(&target.base, false)?;
-    let encoder = ChatEncoder::open(&target.base)?;
+    let base = base(target)?;
+    let encoder = ChatEncoder::open(target.words())?;
     base.fits_tokenizer(encoder.vocab_size())?;
     let mut model = Decoder::open(&base, target.dtype)?;
     if let Some(folder) = &target.adapter {

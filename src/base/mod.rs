@@ -33,14 +33,19 @@ pub struct BaseFolder {
 }
 
 /// Files of a base folder that are read beside the weights, where they exist.
-const SIDE_FILES: [&str; 6] = [
+const SIDE_FILES: [&str; 8] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "additional_chat_templates/default.jinja",
+    "additional_chat_templates/tool_use.jinja",
     "generation_config.json",
     "model.safetensors.index.json",
 ];
+
+/// Most rows that an embedding can grow by: a token id beyond them is a mistake.
+const MAX_NEW_ROWS: usize = 65_536;
 
 impl BaseFolder {
     /// Opens a folder; `from_scratch` leaves its weights alone.
@@ -91,6 +96,18 @@ impl BaseFolder {
         }
         files.sort();
         files
+    }
+
+    /// Gives the embedding and the output projection `rows` rows, if they have fewer. What the
+    /// new rows hold is the engine's.
+    pub fn grow(&mut self, rows: usize) -> Result<(), BaseError> {
+        let stored = self.architecture.vocab_size;
+        if rows.saturating_sub(stored) > MAX_NEW_ROWS {
+            let folder = self.folder.clone();
+            return Err(BaseError::TooManyNewRows { folder, rows, stored });
+        }
+        self.architecture.vocab_size = stored.max(rows);
+        Ok(())
     }
 
     /// Refuses a tokenizer whose ids have no row in the embedding.
@@ -190,6 +207,19 @@ pub enum BaseError {
     Weights(#[from] WeightsError),
 
     // Tokenizer
+    /// More new rows than anyone adds.
+    #[error(
+        "`{}` has an embedding of {stored} rows, which cannot grow to {rows}",
+        folder.display()
+    )]
+    TooManyNewRows {
+        /// The folder.
+        folder: PathBuf,
+        /// Rows that are asked for.
+        rows: usize,
+        /// Rows that are there.
+        stored: usize,
+    },
     /// Token ids without a row in the embedding.
     #[error(
         "the tokenizer of `{}` has {tokens} tokens, but the embedding only {rows} rows",
@@ -235,8 +265,10 @@ impl Diagnose for BaseError {
             }
             Self::Unsupported { .. } => "choose a base without this setting",
             Self::NoWeights { .. } => "set `base.from_scratch: true` to grow a model from nothing",
+            Self::TooManyNewRows { .. } => "use the base that the tokens belong to",
             Self::TokenizerTooLarge { .. } => {
-                "use the tokenizer that belongs to this model; adding tokens is not supported yet"
+                "use the tokenizer that belongs to this model; a recipe adds tokens to it with \
+                 `base.added_tokens`"
             }
         };
         Some(hint.to_owned())

@@ -14,7 +14,7 @@ use crate::diagnose::Failure;
 use crate::hub::Need;
 use crate::recipe::lock::{Size, Split};
 use crate::recipe::memory::Memory;
-use crate::recipe::plan::{Parameters, Plan};
+use crate::recipe::plan::{Parameters, Plan, Warning};
 use crate::recipe::problem::{Place, Problem, RecipeError};
 use crate::recipe::{self, Adapter, WriteError};
 
@@ -53,6 +53,7 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     let (answer, status) = match (planned, arguments.format) {
         (Ok(plan), Output::Text) => {
             printer.data(&describe(&plan))?;
+            warn(&plan, printer);
             printer.note(&format!("\nnext: {}", next_command(arguments)));
             return Ok(ExitStatus::Success);
         }
@@ -64,6 +65,13 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     };
     printer.data(&answer?)?;
     Ok(status)
+}
+
+/// Says what may be a mistake.
+pub(super) fn warn(plan: &Plan, printer: Printer) {
+    for Warning { message, hint } in &plan.warnings {
+        printer.note(&format!("\nwarning: {message}\n  hint: {hint}"));
+    }
 }
 
 fn json(answer: &Answer<'_>) -> Result<String, WriteError> {
@@ -118,6 +126,8 @@ struct JsonPlan<'a> {
     training: &'a Size,
     memory: Memory,
     memory_bytes: u64,
+    added_tokens: usize,
+    warnings: &'a [Warning],
 }
 
 impl<'a> Answer<'a> {
@@ -131,6 +141,8 @@ impl<'a> Answer<'a> {
             training: &plan.training,
             memory: plan.memory,
             memory_bytes: plan.memory.total(),
+            added_tokens: plan.added_tokens,
+            warnings: &plan.warnings,
         };
         Self { ok: true, problems: Vec::new(), plan: Some(plan) }
     }
@@ -183,6 +195,13 @@ fn describe(plan: &Plan) -> String {
             Adapter::Full => "none: every weight is trained".to_owned(),
         },
     ));
+    if let Some(template) = &recipe.base.chat_template {
+        lines.push(line("template", &template.display().to_string()));
+    }
+    if !recipe.base.added_tokens.is_empty() {
+        let (new, named) = (plan.added_tokens, recipe.base.added_tokens.len());
+        lines.push(line("tokens", &format!("{new} of {named} named ones are new to the base")));
+    }
     let Parameters { trainable, frozen } = plan.parameters;
     let share = 100.0 * trainable as f64 / (trainable + frozen).max(1) as f64;
     lines.push(line(

@@ -156,7 +156,9 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
         resume(&mut literal, &path, printer)?;
     } else {
         let literal = target::pin(literal, Need::Model, printer)?;
-        Plan::make(&literal, Timestamp::now())?.begin(&run)?;
+        let plan = Plan::make(&literal, Timestamp::now())?;
+        super::check::warn(&plan, printer);
+        plan.begin(&run)?;
     }
     Err(job::start(printer.into(), Job::Train { run: path }))
 }

@@ -1,7 +1,8 @@
 //! The dataset room: from Parquet files to a deterministic stream of token batches.
 //!
 //! Owns reading sources ([`source`]), the consent gate ([`consent`]), chat templates and
-//! tokenising with the loss mask ([`chat`]), packing and the resumable stream ([`stream`]).
+//! tokenising with the loss mask ([`chat`]), what a recipe changes of a base's tokenizer
+//! ([`vocabulary`]), packing and the resumable stream ([`stream`]).
 //! Does not own the recipe's words nor anything with tensors.
 //!
 //! References: the columns of a consent-bearing row hold W3C DPV 2.3 terms; chat
@@ -25,3 +26,4 @@ pub mod survey;
 mod template;
 pub mod text;
 mod tokenizer;
+pub mod vocabulary;

@@ -17,6 +17,7 @@ pub mod plan;
 pub mod problem;
 pub mod read;
 mod rules;
+mod tokens;
 mod yaml;
 
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use read::{Literal, read};
+pub use tokens::{Module, TokenIndex, TokenIndices, UnknownToken};
 pub use yaml::Unwritable;
 
 use crate::diagnose::{Blame, Diagnose};
@@ -71,6 +73,13 @@ pub struct Base {
     /// `initializer_range` says: growing a model rather than adapting one.
     #[serde(default)]
     pub from_scratch: bool,
+    /// A Jinja file that takes the place of the folder's chat template.
+    #[serde(default)]
+    pub chat_template: Option<PathBuf>,
+    /// Special tokens that the tokenizer gets where it lacks them, as Transformers'
+    /// `add_tokens(…, special_tokens=True)`; their rows are trained.
+    #[serde(default)]
+    pub added_tokens: Vec<String>,
 }
 
 /// Floating-point formats, by their names in PyTorch.
@@ -117,6 +126,12 @@ pub struct Lora {
     /// `target_modules`.
     #[serde(default)]
     pub targets: Targets,
+    /// `modules_to_save`: modules of which every weight is trained.
+    #[serde(default)]
+    pub modules_to_save: Vec<Module>,
+    /// `trainable_token_indices`: rows that are trained besides those of added tokens.
+    #[serde(default)]
+    pub trainable_token_indices: TokenIndices,
 }
 
 /// Which linear layers get an adapter.

@@ -3,6 +3,8 @@
 //! Reads the base folder, the tokenizer and every row, and computes no tensor. Every problem
 //! of every input is collected and placed at the key that names the input.
 
+mod words;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,10 +24,12 @@ use crate::dataset::error::DatasetError;
 use crate::dataset::source::{self, SourceFile};
 use crate::dataset::stream::Spec;
 use crate::dataset::survey::{Survey, survey};
+use crate::dataset::vocabulary::Vocabulary;
 use crate::diagnose::Failure;
 use crate::files::{FolderInProgress, sha256_of_file, write_atomically};
 use crate::hub;
 use crate::run::RunFolder;
+pub use words::Warning;
 
 /// Everything that is known about a run before it begins.
 #[derive(Clone, Debug)]
@@ -44,6 +48,10 @@ pub struct Plan {
     pub data: Vec<PlannedFile>,
     /// What training takes.
     pub training: Size,
+    /// Tokens that the base does not have yet.
+    pub added_tokens: usize,
+    /// What does not stop a run and may yet be a mistake.
+    pub warnings: Vec<Warning>,
     /// The base on the hub, where it lies there.
     pub pinned: Option<Pinned>,
     base_folder: PathBuf,
@@ -105,11 +113,13 @@ impl Plan {
         clock: Timestamp,
     ) -> Result<Self, RecipeError> {
         let mut looking = Looking { literal, problems: Vec::new() };
-        let base = looking.base();
-        let trainable = base.as_ref().and_then(|base| looking.trainable(base));
-        let encoder = looking.encoder(base.as_ref());
+        let mut base = looking.base();
+        let vocabulary = looking.vocabulary(base.as_mut());
+        let trainable = base.as_ref().and_then(|base| looking.trainable(base, vocabulary.as_ref()));
+        let added_tokens = vocabulary.as_ref().map_or(0, |vocabulary| vocabulary.added.len());
+        let warnings = vocabulary.as_ref().map(words::warnings).unwrap_or_default();
         let ask = ask(&literal.recipe.data, now);
-        let encoder = encoder.map(|encoder| encoder.with_clock(clock));
+        let encoder = vocabulary.map(|vocabulary| vocabulary.encoder.with_clock(clock));
         let survey = looking.rows(base.as_ref().zip(encoder), &ask);
         let (Some(base), Some(trainable), Some(survey), true) =
             (base, trainable, survey, looking.problems.is_empty())
@@ -141,6 +151,8 @@ impl Plan {
                 })
                 .collect(),
             training: survey.size,
+            added_tokens,
+            warnings,
             pinned: literal.pinned.clone(),
             base_files: named(&base, &literal.recipe.base.model),
             base_folder: base.folder().to_owned(),
@@ -164,7 +176,12 @@ impl Plan {
     /// Digests every input.
     pub fn lock(&self) -> io::Result<Lock> {
         let base = self.base_files.iter().map(|name| self.pin_base(name));
-        let base = base.collect::<io::Result<_>>()?;
+        let mut base = base.collect::<io::Result<Vec<_>>>()?;
+        if let Some(template) = &self.recipe.base.chat_template
+            && !self.base_files.contains(template)
+        {
+            base.push(pin(template)?);
+        }
         let mut pinned = BTreeMap::new();
         let mut data = Vec::new();
         for planned in &self.data {
@@ -303,7 +320,7 @@ impl Looking<'_> {
     }
 
     /// How many weights are trained.
-    fn trainable(&mut self, base: &BaseFolder) -> Option<u64> {
+    fn trainable(&mut self, base: &BaseFolder, vocabulary: Option<&Vocabulary>) -> Option<u64> {
         let Adapter::Lora(lora) = &self.literal.recipe.adapter else {
             return Some(base.architecture.parameter_count());
         };
@@ -327,15 +344,8 @@ impl Looking<'_> {
         }
         let chosen = layers.iter().filter(|layer| lora.targets.choose(&layer.name));
         let sizes = chosen.map(|layer| (layer.in_features + layer.out_features) as u64);
-        Some(sizes.sum::<u64>().saturating_mul(lora.rank.into()))
-    }
-
-    fn encoder(&mut self, base: Option<&BaseFolder>) -> Option<ChatEncoder> {
-        // Without its folder, everything about the tokenizer would be the same problem again.
-        let base = base?;
-        let encoder = self.take("base.model", ChatEncoder::open(base.folder()))?;
-        self.take("base.model", base.fits_tokenizer(encoder.vocab_size()))?;
-        Some(encoder)
+        let low_rank = sizes.sum::<u64>().saturating_mul(lora.rank.into());
+        Some(low_rank.saturating_add(self.trained_rows(base, lora, vocabulary?)?))
     }
 
     /// Every file of every split, and what is in them.

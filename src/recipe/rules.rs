@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::problem::{Fault, listed, most_alike};
-use super::{Adapter, FORMAT, Gate, Lora, Optimizer, Recipe, Schedule, Targets};
+use super::{Adapter, FORMAT, Gate, Lora, Module, Optimizer, Recipe, Schedule, Targets};
 use crate::diagnose::Diagnose as _;
 use crate::hub::Address;
 
@@ -22,6 +22,12 @@ const MAX_TOKENS: u64 = 1 << 31;
 /// Most passes that are believed.
 const MAX_EPOCHS: u64 = 100_000;
 
+/// Most tokens that are added to a vocabulary.
+const MAX_ADDED_TOKENS: u64 = 4096;
+
+/// Longest token that is added, in bytes.
+const MAX_TOKEN_BYTES: u64 = 256;
+
 /// Metrics that a gate can ask for.
 pub(super) const METRICS: [&str; 2] = ["exact_match", "loss"];
 
@@ -29,6 +35,7 @@ pub(super) const METRICS: [&str; 2] = ["exact_match", "loss"];
 pub(super) fn check(recipe: &Recipe, holes: &[String]) -> Vec<(String, Fault)> {
     let mut check = Check { holes, faults: Vec::new() };
     check.head(recipe);
+    check.added_tokens(&recipe.base.added_tokens);
     if let Adapter::Lora(lora) = &recipe.adapter {
         check.lora(lora);
     }
@@ -131,6 +138,12 @@ impl Check<'_> {
             self.rule(false, "base.model", format!("is no model: {error}"), hint);
         }
         self.rule(
+            recipe.base.chat_template.as_ref().is_none_or(|file| !file.as_os_str().is_empty()),
+            "base.chat_template",
+            "is empty",
+            "name a Jinja file, or leave it out",
+        );
+        self.rule(
             !recipe.base.from_scratch || matches!(recipe.adapter, Adapter::Full),
             "base.from_scratch",
             "draws new weights, over which an adapter is of no use to anyone",
@@ -154,6 +167,59 @@ impl Check<'_> {
                 "adapter.lora.targets",
                 "is empty",
                 "write `all-linear` or names such as `[q_proj, v_proj]`",
+            );
+        }
+        self.trained_rows(lora);
+    }
+
+    /// A module is trained whole or in some of its rows, and each row once.
+    fn trained_rows(&mut self, lora: &Lora) {
+        let mut modules = BTreeSet::new();
+        for (index, module) in lora.modules_to_save.iter().enumerate() {
+            let key = format!("adapter.lora.modules_to_save[{index}]");
+            let name = module.name();
+            self.rule(
+                modules.insert(*module),
+                &key,
+                format!("is `{name}`, like another before it"),
+                "keep one of the two",
+            );
+            self.rule(
+                lora.trainable_token_indices.of(*module).is_empty(),
+                &key,
+                format!("trains all of `{name}`, of which single rows are named too"),
+                "keep it here, or in `trainable_token_indices`",
+            );
+        }
+        for module in Module::ALL {
+            let rows = lora.trainable_token_indices.of(module);
+            let unique: BTreeSet<_> = rows.iter().collect();
+            self.rule(
+                unique.len() == rows.len(),
+                "adapter.lora.trainable_token_indices",
+                format!("names a token of `{}` twice", module.name()),
+                "name each token once",
+            );
+        }
+    }
+
+    fn added_tokens(&mut self, tokens: &[String]) {
+        self.at_most(tokens.len() as u64, MAX_ADDED_TOKENS, "base.added_tokens");
+        let mut seen = BTreeSet::new();
+        for (index, token) in tokens.iter().enumerate() {
+            let key = format!("base.added_tokens[{index}]");
+            self.rule(
+                !token.trim().is_empty(),
+                &key,
+                "is blank",
+                "write a token such as `<|im_start|>`, or leave it out",
+            );
+            self.at_most(token.len() as u64, MAX_TOKEN_BYTES, &key);
+            self.rule(
+                seen.insert(token),
+                &key,
+                format!("is `{token}`, like another before it"),
+                "name each token once",
             );
         }
     }

@@ -18,4 +18,6 @@ mod runs;
 #[cfg(test)]
 mod surface;
 #[cfg(test)]
+mod words;
+#[cfg(test)]
 mod world;

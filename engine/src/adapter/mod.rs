@@ -1,10 +1,12 @@
-//! The adapter room: wrapping linear layers, and PEFT's file format.
+//! The adapter room: wrapping linear layers, trained rows, and PEFT's file format.
 //!
 //! Owns which layers an adapter touches, its initial weights ([`attach`], as PEFT's
-//! `LoraLayer.reset_lora_parameters`) and `adapter_config.json` with
-//! `adapter_model.safetensors` (`peft`). Applying and merging stand in `model::Linear`.
+//! `LoraLayer.reset_lora_parameters`), what it trains of embedding and output ([`tokens`]) and
+//! `adapter_config.json` with `adapter_model.safetensors` ([`peft`]). Applying and merging
+//! stand in `model::Linear` and `model::Replacement`.
 
 pub mod peft;
+pub mod tokens;
 
 use heirloom::recipe::Lora;
 use tch::{Device, Kind, Tensor};
@@ -19,7 +21,8 @@ pub fn keys(linear: &str) -> (String, String) {
 }
 
 /// Wraps every target of `model`; `get` is asked for A (`[r, in]`) and B (`[out, r]`) of
-/// each layer by key and shape, in the order of the layers.
+/// each layer by key and shape, in the order of the layers, then for what is trained of the
+/// embedding and of the output.
 pub fn attach(
     model: &mut Decoder,
     lora: &Lora,
@@ -36,7 +39,7 @@ pub fn attach(
             dropout: lora.dropout,
         });
     }
-    Ok(())
+    tokens::attach(model, lora, get)
 }
 
 /// PEFT's default start: A is Kaiming-uniform with a = √5, which is uniform within
@@ -50,12 +53,12 @@ pub fn draw(key: &str, shape: [i64; 2]) -> Result<Tensor> {
     Ok(tensor)
 }
 
-/// A model's adapter weights by key, in the order of the layers.
+/// A model's adapter weights by key, in the order of [`attach`].
 pub fn weights(model: &Decoder) -> Vec<(String, Tensor)> {
     let both = |linear: &Linear| {
         let (key_a, key_b) = keys(&linear.name);
         let low_rank = linear.low_rank.as_ref()?;
         Some([(key_a, low_rank.a.shallow_clone()), (key_b, low_rank.b.shallow_clone())])
     };
-    model.linears().filter_map(both).flatten().collect()
+    model.linears().filter_map(both).flatten().chain(tokens::weights(model)).collect()
 }

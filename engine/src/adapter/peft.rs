@@ -3,16 +3,17 @@
 //! Follows PEFT 0.21's `LoraConfig` and `save_pretrained`. A setting that would change the
 //! computation and is not understood is an error.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use heirloom::base::Checkpoint;
 use heirloom::hub::Address;
-use heirloom::recipe::{Lora, Targets};
+use heirloom::recipe::{Lora, Module, Targets, TokenIndex, TokenIndices};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::adapter;
+use crate::adapter::{self, tokens};
 use crate::error::{EngineError, Result};
 use crate::model::{Decoder, weights};
 
@@ -22,7 +23,7 @@ pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Settings that must be at PEFT's default, by key: another value means another method.
-const PLAIN: [(&str, &[&str]); 11] = [
+const PLAIN: [(&str, &[&str]); 16] = [
     ("bias", &["none"]),
     ("use_dora", &["false"]),
     ("use_rslora", &["false"]),
@@ -31,9 +32,14 @@ const PLAIN: [(&str, &[&str]); 11] = [
     ("fan_in_fan_out", &["false"]),
     ("alpha_pattern", &["{}", "null"]),
     ("rank_pattern", &["{}", "null"]),
-    ("modules_to_save", &["null", "[]"]),
     ("layers_to_transform", &["null", "[]"]),
-    ("trainable_token_indices", &["null", "[]"]),
+    ("exclude_modules", &["null", "[]"]),
+    ("layer_replication", &["null", "[]"]),
+    ("alora_invocation_tokens", &["null", "[]"]),
+    ("use_bdlora", &["null", "false"]),
+    ("kasa_config", &["null"]),
+    ("monteclora_config", &["null"]),
+    ("velora_config", &["null"]),
 ];
 
 /// Families where PEFT takes every target called like a layer of a feed-forward part for the
@@ -53,6 +59,8 @@ struct Written {
     #[serde(serialize_with = "whole_if_whole")]
     lora_alpha: f64,
     lora_dropout: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    modules_to_save: Vec<Module>,
     peft_type: &'static str,
     r: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,6 +69,8 @@ struct Written {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     target_parameters: Vec<String>,
     task_type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trainable_token_indices: Option<TokenIndices>,
     use_dora: bool,
     use_rslora: bool,
 }
@@ -76,6 +86,18 @@ struct Found {
     r: u32,
     target_modules: Modules,
     target_parameters: Option<Vec<String>>,
+    modules_to_save: Option<Vec<String>>,
+    trainable_token_indices: Option<Indices>,
+    #[serde(default)]
+    ensure_weight_tying: bool,
+}
+
+/// A list for the embedding, or rows by the name of the module.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Indices {
+    List(Vec<u32>),
+    ByModule(BTreeMap<String, Vec<u32>>),
 }
 
 /// PEFT declares `lora_alpha` an integer, and stricter readers believe it.
@@ -98,10 +120,12 @@ enum Modules {
 /// What an adapter folder says about itself.
 #[derive(Debug)]
 pub struct Described {
-    /// Rank, alpha, dropout and targets.
+    /// Rank, alpha, dropout, targets and trained rows.
     pub lora: Lora,
     /// The base that it was trained on, if it says so.
     pub base: Option<PathBuf>,
+    /// Whether a module of `modules_to_save` takes the one that is tied to it along.
+    ensure_weight_tying: bool,
 }
 
 /// Reads `adapter_config.json`.
@@ -143,40 +167,143 @@ pub fn describe(folder: &Path) -> Result<Described> {
         Modules::Word(word) if word == "all-linear" => Targets::AllLinear,
         Modules::Word(word) => return Err(refuse("target_modules", word)),
     };
+    let mut modules_to_save = Vec::new();
+    for name in config.modules_to_save.unwrap_or_default() {
+        modules_to_save.push(module(&name).ok_or_else(|| refuse("modules_to_save", name))?);
+    }
+    let mut trainable_token_indices = TokenIndices::default();
+    let by_module = match config.trainable_token_indices {
+        None => BTreeMap::new(),
+        Some(Indices::List(ids)) => BTreeMap::from([(Module::EmbedTokens.name().to_owned(), ids)]),
+        Some(Indices::ByModule(rows)) => rows,
+    };
+    for (name, ids) in by_module {
+        let wrong = || refuse("trainable_token_indices", format!("{name}: {ids:?}"));
+        let module = module(&name).filter(|module| !modules_to_save.contains(module));
+        let rows = trainable_token_indices.of_mut(module.ok_or_else(wrong)?);
+        let unique: BTreeSet<u32> = ids.iter().copied().collect();
+        if unique.len() != ids.len() || !rows.is_empty() {
+            return Err(wrong());
+        }
+        rows.extend(ids.into_iter().map(TokenIndex::Id));
+    }
     Ok(Described {
         lora: Lora {
             rank: config.r,
             alpha: config.lora_alpha,
             dropout: config.lora_dropout,
             targets,
+            modules_to_save,
+            trainable_token_indices,
         },
         base: config.base_model_name_or_path.map(PathBuf::from),
+        ensure_weight_tying: config.ensure_weight_tying,
     })
 }
 
-/// Wraps `model` with the adapter in `folder`.
+/// The module that PEFT finds by the end of its name.
+fn module(name: &str) -> Option<Module> {
+    let last = name.rsplit('.').next()?;
+    Module::ALL.into_iter().find(|module| module.name() == last)
+}
+
+/// Keys under which PEFT keeps the base's own weights of a module when it was resized.
+fn base_keys(lora: &Lora, module: Module) -> Vec<String> {
+    let path = tokens::path(module);
+    let mut keys = vec![format!("{path}.token_adapter.base_layer.weight")];
+    if !lora.modules_to_save.contains(&module) {
+        keys.push(format!("{path}.weight"));
+    }
+    keys
+}
+
+/// Rows that a base must have for the adapter in `folder`; 0 where that cannot be seen.
+pub fn rows(folder: &Path) -> Result<usize> {
+    let lora = describe(folder)?.lora;
+    let checkpoint = Checkpoint::open_file(&folder.join(WEIGHTS))?;
+    let mut rows = 0;
+    for module in Module::ALL {
+        let ids = lora.trainable_token_indices.ids(module).into_iter();
+        rows = rows.max(ids.max().map_or(0, |id| id as usize + 1));
+        let whole = format!("{}.weight", tokens::path(module));
+        for key in base_keys(&lora, module).into_iter().chain([whole]) {
+            let stored = checkpoint.get(&key).and_then(|view| view.shape.first().copied());
+            rows = rows.max(stored.unwrap_or_default());
+        }
+    }
+    Ok(rows)
+}
+
+/// The key under which the adapter brings the base's own weights of `module`, if it does.
+fn base_key(checkpoint: &Checkpoint, lora: &Lora, module: Module) -> Option<String> {
+    base_keys(lora, module).into_iter().find(|key| checkpoint.get(key).is_some())
+}
+
+/// Refuses what PEFT does with two modules that are tied and not trained alike.
+fn check_tied(described: &Described, path: &Path) -> Result<()> {
+    let Lora { modules_to_save, trainable_token_indices: rows, .. } = &described.lora;
+    let refuse =
+        |key, value| Err(EngineError::AdapterSetting { path: path.join(CONFIG), key, value });
+    if described.ensure_weight_tying && !modules_to_save.is_empty() {
+        return refuse("ensure_weight_tying", "true".to_owned());
+    }
+    if !rows.lm_head.is_empty() && rows.lm_head != rows.embed_tokens {
+        let ids = rows.ids(Module::LmHead);
+        return refuse("trainable_token_indices", format!("lm_head: {ids:?}"));
+    }
+    Ok(())
+}
+
+/// Wraps `model` with the adapter in `folder`, for which it has [enough rows](rows).
 pub fn attach(model: &mut Decoder, folder: &Path) -> Result<Described> {
     let described = describe(folder)?;
+    let lora = &described.lora;
+    let tied = model.architecture.tie_word_embeddings;
+    if tied {
+        check_tied(&described, folder)?;
+    }
     let path = folder.join(WEIGHTS);
     let checkpoint = Checkpoint::open_file(&path)?;
     let mut expected = Vec::new();
     for linear in model.linears() {
-        if described.lora.targets.choose(&linear.name) {
+        if lora.targets.choose(&linear.name) {
             let (out_features, in_features) = linear.weight.size2()?;
             let (key_a, key_b) = adapter::keys(&linear.name);
-            let rank = described.lora.rank as usize;
+            let rank = lora.rank as usize;
             expected.push((key_a, vec![rank, in_features as usize]));
             expected.push((key_b, vec![out_features as usize, rank]));
         }
     }
+    expected.extend(tokens::expected(model, lora)?);
+    for module in Module::ALL {
+        if let Some(key) = base_key(&checkpoint, lora, module) {
+            let (rows, width) = model.table(module).size2()?;
+            expected.push((key, vec![rows as usize, width as usize]));
+        }
+    }
+    // What PEFT writes a second time.
+    let lm_head = tokens::path(Module::LmHead);
+    let again = |key: &str| {
+        key.ends_with(".original_module.weight")
+            || key.ends_with(".modules_to_save.weight")
+            || (tied && key.starts_with(&format!("{lm_head}.token_adapter.")))
+    };
     checkpoint
-        .expect(&expected, |_| false)
+        .expect(&expected, again)
         .map_err(|problems| EngineError::Tensors { path, problems })?;
-    adapter::attach(model, &described.lora, |key, _| weights::load(&checkpoint, key))?;
+    for module in Module::ALL {
+        if let Some(key) = base_key(&checkpoint, lora, module) {
+            let (kind, device) = (model.table(module).kind(), model.table(module).device());
+            let table = weights::load_as(&checkpoint, &key, kind)?.f_to(device)?;
+            model.set_table(module, table);
+        }
+    }
+    adapter::attach(model, lora, |key, _| weights::load(&checkpoint, key))?;
     Ok(described)
 }
 
-/// Writes both files into `folder`, which is not yet in its place. The targets are written as
+/// Writes both files into `folder`, which is not yet in its place. Tokens in `lora` stand by
+/// their ids. The targets are written as
 /// the last parts of the names of the wrapped layers, as users write them.
 pub fn save(folder: &Path, model: &Decoder, lora: &Lora, base: &Path) -> Result<()> {
     let as_parameters = FEED_FORWARD_AS_PARAMETERS.contains(&model.architecture.model_type);
@@ -207,12 +334,15 @@ pub fn save(folder: &Path, model: &Decoder, lora: &Lora, base: &Path) -> Result<
         lora_alpha: lora.alpha,
         // PEFT knows no dropout on parameters; it would only matter for further training.
         lora_dropout: if target_parameters.is_empty() { lora.dropout } else { 0.0 },
+        modules_to_save: lora.modules_to_save.clone(),
         peft_type: "LORA",
         r: lora.rank,
         revision,
         target_modules: modules,
         target_parameters,
         task_type: "CAUSAL_LM",
+        trainable_token_indices: Some(lora.trainable_token_indices.clone())
+            .filter(|rows| *rows != TokenIndices::default()),
         use_dora: false,
         use_rslora: false,
     };

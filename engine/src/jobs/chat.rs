@@ -24,7 +24,7 @@ use crate::model::Decoder;
 
 /// Does the job.
 pub(super) fn chat(job: &Chat, printer: Printer) -> Result<(), Failure> {
-    let text = Text::open(&job.target.base, false)?;
+    let text = Text::open(job.target.words(), false)?;
     let mut session = Session {
         model: open(&job.target, &text)?,
         text,

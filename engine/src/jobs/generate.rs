@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use heirloom::base::BaseFolder;
 use heirloom::cli::printer::Printer;
 use heirloom::diagnose::Failure;
 use heirloom::files;
@@ -40,7 +39,7 @@ pub(super) fn generate(job: &Generate, printer: Printer) -> Result<(), Failure> 
         Asked::File(path) => (vec![Request::single(input::read_prompt(path)?)], false),
         Asked::Requests(path) => (input::read_requests(path)?, true),
     };
-    let text = Text::open(&job.target.base, job.raw)?;
+    let text = Text::open(job.target.words(), job.raw)?;
     let system = job.system.as_deref();
     let prompts: Vec<Vec<u32>> =
         requests.iter().map(|request| text.prompt(request, system)).collect::<Result<_, _>>()?;
@@ -65,7 +64,7 @@ pub(super) fn generate(job: &Generate, printer: Printer) -> Result<(), Failure> 
 
 /// Loads the model that `text` is spoken to.
 pub(super) fn open(target: &Target, text: &Text) -> Result<Decoder, Failure> {
-    let base = BaseFolder::open(&target.base, false)?;
+    let base = super::base(target)?;
     base.fits_tokenizer(text.vocab_size())?;
     let mut model = Decoder::open(&base, target.dtype)?;
     if let Some(folder) = &target.adapter {

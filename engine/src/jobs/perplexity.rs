@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::time::Instant;
 
-use heirloom::base::BaseFolder;
 use heirloom::cli::printer::Printer;
 use heirloom::dataset::text;
 use heirloom::diagnose::Failure;
@@ -39,7 +38,7 @@ struct Report<'a> {
 
 /// Measures how well a model predicts a text.
 pub(super) fn perplexity(job: &Perplexity, printer: Printer) -> Result<(), Failure> {
-    let tokens = text::tokens(&job.text, &job.target.base)?;
+    let tokens = text::tokens(&job.text, job.target.words())?;
     let model = open(&job.target, job.device, &tokens)?;
     let limit = model.architecture.max_position_embeddings;
     let window = job.window.unwrap_or(limit.min(DEFAULT_WINDOW));
@@ -83,7 +82,7 @@ pub(super) fn perplexity(job: &Perplexity, printer: Printer) -> Result<(), Failu
 fn open(target: &Target, device: Device, tokens: &[u32]) -> Result<Decoder, Failure> {
     // First of all: libtorch learns of CUDA now or never.
     let device = device::open(device)?;
-    let base = BaseFolder::open(&target.base, false)?;
+    let base = super::base(target)?;
     base.fits_tokenizer(tokens.iter().max().map_or(0, |token| *token as usize + 1))?;
     let mut model = Decoder::open_on(&base, target.dtype, device)?;
     if let Some(folder) = &target.adapter {

@@ -31,11 +31,11 @@ pub(super) fn export(job: &Export, printer: Printer) -> Result<(), Failure> {
     lock.verify_base()?;
 
     let folder = FolderInProgress::beside(&job.output).map_err(EngineError::from)?;
-    let base = BaseFolder::open(&hub::local(&recipe.base.model)?, recipe.base.from_scratch)?;
+    let mut base = BaseFolder::open(&hub::local(&recipe.base.model)?, recipe.base.from_scratch)?;
     match (&recipe.adapter, job.to) {
         (Adapter::Lora(_), ExportKind::Adapter) => export::adapter(&run, folder.path())?,
-        (Adapter::Lora(_), ExportKind::Merged) => export::merged(&run, &base, folder.path())?,
-        (Adapter::Full, ExportKind::Merged) => export::full(&run, &base, folder.path())?,
+        (Adapter::Lora(_), ExportKind::Merged) => export::merged(&run, &mut base, folder.path())?,
+        (Adapter::Full, ExportKind::Merged) => export::full(&run, folder.path())?,
         (Adapter::Full, ExportKind::Adapter) => {
             return Err(EngineError::NoAdapter { run: job.run.clone() }.into());
         }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use fs_err as fs;
 use heirloom::base::BaseFolder;
 use heirloom::cli::printer::Printer;
-use heirloom::dataset::chat::ChatEncoder;
 use heirloom::dataset::evaluation::evaluation_rows;
 use heirloom::dataset::stream::{Spec, Stream};
+use heirloom::dataset::vocabulary::{self, Vocabulary};
 use heirloom::diagnose::Failure;
 use heirloom::files::{self, FolderInProgress};
 use heirloom::hub;
@@ -30,14 +30,21 @@ use crate::train::{self, Outcome, Trainer};
 /// Trains what `folder` says, then measures the recipe's suites and judges its gates.
 pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     let run = RunFolder::new(folder);
-    let recipe = heirloom::recipe::read(&run.recipe(), &[])?.recipe;
+    let mut recipe = heirloom::recipe::read(&run.recipe(), &[])?.recipe;
     let lock = Lock::read(&run.lock())?;
     let stop = train::Stop::on_signals()?;
     fs::create_dir_all(run.checkpoints()).map_err(EngineError::from)?;
 
     let folder = hub::local(&recipe.base.model)?;
-    let base = BaseFolder::open(&folder, recipe.base.from_scratch)?;
-    let encoder = Arc::new(ChatEncoder::open(base.folder())?.with_clock(lock.created));
+    let mut base = BaseFolder::open(&folder, recipe.base.from_scratch)?;
+    let vocabulary = Vocabulary::open(base.folder(), &recipe.base)?;
+    vocabulary.fit(&mut base)?;
+    if let Adapter::Lora(lora) = &mut recipe.adapter {
+        let tied = base.architecture.tie_word_embeddings;
+        *lora = vocabulary.resolve(lora, tied).map_err(EngineError::from)?;
+    }
+    let Vocabulary { encoder, files, .. } = vocabulary;
+    let encoder = Arc::new(encoder.with_clock(lock.created));
     let mut trainer = Trainer::open(&recipe, &base, lock.training.steps, run.checkpoints())?;
     // Reads and tokenises ahead on threads of its own.
     let spec = Spec::locked(&recipe, &lock);
@@ -63,7 +70,7 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
         let (step, steps, run) = (trainer.progress.step, lock.training.steps, folder.to_owned());
         return Err(EngineError::Interrupted { step, steps, run }.into());
     }
-    keep(&run, &recipe, &trainer, &base)?;
+    keep(&run, &recipe, &trainer, &base, files.as_ref())?;
     // Training is safe: from here on Ctrl-C simply ends the program.
     stop.end_at_once();
 
@@ -85,12 +92,21 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes what was trained, then the summary that says that training is complete.
-fn keep(run: &RunFolder, recipe: &Recipe, trainer: &Trainer, base: &BaseFolder) -> Result<()> {
+/// Writes what was trained, with the tokenizer where the recipe changed it, then the summary that says that training is complete.
+fn keep(
+    run: &RunFolder,
+    recipe: &Recipe,
+    trainer: &Trainer,
+    base: &BaseFolder,
+    words: Option<&vocabulary::Files>,
+) -> Result<()> {
     match &recipe.adapter {
         Adapter::Lora(lora) => {
             let folder = FolderInProgress::beside(&run.adapter())?;
             peft::save(folder.path(), &trainer.model, lora, &recipe.base.model)?;
+            if let Some(files) = words {
+                vocabulary::write(files, folder.path())?;
+            }
             folder.finish(true)?;
         }
         Adapter::Full => {
@@ -101,7 +117,11 @@ fn keep(run: &RunFolder, recipe: &Recipe, trainer: &Trainer, base: &BaseFolder) 
             let tensors =
                 tensors.map(|(name, tensor)| (name.to_owned(), Lazy::ready(tensor.to_kind(kind))));
             weights::save(&folder.path().join("model.safetensors"), tensors.collect())?;
-            export::tokenizer(base.folder(), folder.path())?;
+            match words {
+                Some(files) => vocabulary::write(files, folder.path())?,
+                None => export::companions(base.folder(), folder.path())?,
+            }
+            export::config(base, false, folder.path())?;
             folder.finish(true)?;
         }
     }

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use heirloom::base::{
     Architecture, BaseError, BaseFolder, EMBEDDING, EmbeddingScale, Layer, OUTPUT,
 };
-use heirloom::recipe::Dtype;
+use heirloom::recipe::{Dtype, Module};
 use tch::{Device, Kind, Tensor};
 
 use super::attention::Attention;
 use super::feed_forward::FeedForward;
 use super::linear::Linear;
 use super::parts::{Norm, Tensors};
+use super::replacement::Replaced;
 use super::weights;
 use crate::error::Result;
 use crate::ops::attention::{self, Scores};
@@ -32,6 +33,8 @@ pub struct Decoder {
     norm: Norm,
     /// `[vocab_size, hidden_size]`; the embedding itself when tied.
     pub output: Tensor,
+    /// What an adapter puts in the place of `embedding` and `output`.
+    pub replaced: Replaced,
 }
 
 /// Attention, then feed-forward, each added to the residual stream.
@@ -77,6 +80,7 @@ impl Decoder {
             embedding,
             architecture: architecture.clone(),
             kind,
+            replaced: Replaced::default(),
         })
     }
 
@@ -91,11 +95,12 @@ impl Decoder {
         let checkpoint = base
             .checkpoint()
             .ok_or_else(|| BaseError::NoWeights { folder: base.folder().to_owned() })?;
-        Self::build(&base.architecture, kind, |name, _| {
+        Self::build(&base.architecture, kind, |name, shape| {
             // Only ever compared with scores in f32; Transformers keeps it so, too.
             let wide = name.ends_with("e_score_correction_bias");
             let kind = if wide { Kind::Float } else { kind };
-            Ok(weights::load_as(checkpoint, name, kind)?.f_to(device)?)
+            let stored = weights::load_as(checkpoint, name, kind)?;
+            Ok(weights::grown(name, stored, shape)?.f_to(device)?)
         })
     }
 
@@ -114,11 +119,32 @@ impl Decoder {
         })
     }
 
+    /// The base's own weights of a module with a row for each token.
+    pub fn table(&self, module: Module) -> &Tensor {
+        match module {
+            Module::EmbedTokens => &self.embedding,
+            Module::LmHead => &self.output,
+        }
+    }
+
+    /// Puts other base weights in that place, in both where they are tied.
+    pub fn set_table(&mut self, module: Module, table: Tensor) {
+        if self.architecture.tie_word_embeddings {
+            (self.embedding, self.output) = (table.shallow_clone(), table);
+        } else if module == Module::EmbedTokens {
+            self.embedding = table;
+        } else {
+            self.output = table;
+        }
+    }
+
     /// Runs `use_base` with every adapter taken off, then puts them back: the base model and
     /// the adapted one are one model in memory.
     pub fn without_adapter<T>(&mut self, use_base: impl FnOnce(&Self) -> T) -> T {
         let taken: Vec<_> = self.linears_mut().map(|linear| linear.low_rank.take()).collect();
+        let replaced = std::mem::take(&mut self.replaced);
         let result = use_base(self);
+        self.replaced = replaced;
         for (linear, low_rank) in self.linears_mut().zip(taken) {
             linear.low_rank = low_rank;
         }
@@ -141,8 +167,10 @@ impl Decoder {
 
     /// Logits of hidden states: `[m, vocab_size]`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let output = self.output.f_to_kind(hidden.kind())?;
-        let mut logits = hidden.f_linear(&output, None::<Tensor>)?;
+        let mut logits = match &self.replaced.output {
+            Some(replacement) => replacement.project(&self.output, hidden)?,
+            None => hidden.f_linear(&self.output.f_to_kind(hidden.kind())?, None::<Tensor>)?,
+        };
         if self.architecture.logits_scaling != 1.0 {
             logits = logits.f_div_scalar(self.architecture.logits_scaling)?;
         }
@@ -154,7 +182,10 @@ impl Decoder {
 
     /// Embeds tokens: `[n, hidden_size]`.
     pub(super) fn embed(&self, tokens: &Tensor) -> Result<Tensor> {
-        let rows = Tensor::f_embedding(&self.embedding, tokens, -1, false, false)?;
+        let rows = match &self.replaced.embedding {
+            Some(replacement) => replacement.embed(&self.embedding, tokens)?,
+            None => Tensor::f_embedding(&self.embedding, tokens, -1, false, false)?,
+        };
         let rows = rows.f_to_kind(self.kind)?;
         match self.architecture.embedding_scale {
             EmbeddingScale::One => Ok(rows),

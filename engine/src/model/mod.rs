@@ -3,7 +3,7 @@
 //! Owns the decoder of all families ([`Decoder`], put together from `attention`,
 //! `feed_forward` and `parts` as `heirloom::base::Architecture` describes), its cache
 //! ([`Cache`]), linear layers ([`Linear`]) and loading weights ([`weights`]). Does not own the
-//! description, nor adapters: a linear layer only has a place for one.
+//! description, nor adapters: a linear layer, the embedding and the output only have a place for one.
 //!
 //! Reference: the `modeling_*.py` of Transformers 5.23.
 
@@ -13,9 +13,11 @@ mod decoder;
 mod feed_forward;
 mod linear;
 mod parts;
+mod replacement;
 mod stored;
 pub mod weights;
 
 pub use cache::Cache;
 pub use decoder::Decoder;
 pub use linear::{Linear, LowRank};
+pub use replacement::{Replaced, Replacement, Rows};

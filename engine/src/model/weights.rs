@@ -6,7 +6,9 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use fs_err as fs;
-use heirloom::base::{Architecture, Checkpoint, Mismatch, NormKind, StoredTensor, View};
+use heirloom::base::{
+    Architecture, Checkpoint, EMBEDDING, Mismatch, NormKind, OUTPUT, StoredTensor, View,
+};
 use heirloom::recipe::Dtype;
 use tch::{Device, Kind, Tensor};
 
@@ -91,6 +93,21 @@ fn missing(checkpoint: &Checkpoint, name: &str) -> EngineError {
         path: checkpoint.files().next().unwrap_or(Path::new("")).to_owned(),
         problems: vec![Mismatch::Missing { tensor: name.to_owned(), nearest: None }],
     }
+}
+
+/// A stored tensor as large as `shape`: an embedding or output projection that has fewer rows
+/// gets the mean of its rows for each new token. Transformers' `resize_token_embeddings` draws
+/// them around that mean with a 1e-9th of the rows' covariance; here nothing is drawn.
+pub fn grown(name: &str, stored: Tensor, shape: &[usize]) -> Result<Tensor> {
+    let wanted = shape.first().map_or(0, |rows| *rows as i64);
+    let (EMBEDDING | OUTPUT) = name else { return Ok(stored) };
+    let (rows, _) = stored.size2()?;
+    if rows >= wanted {
+        return Ok(stored);
+    }
+    let mean = stored.f_mean_dim([0i64].as_slice(), true, Kind::Float)?;
+    let new = mean.f_to_kind(stored.kind())?.f_expand([wanted - rows, -1], false)?;
+    Ok(Tensor::f_cat(&[stored, new], 0)?)
 }
 
 /// Draws a new weight: norms start as the identity, biases at zero, the rest is normal with the config's

@@ -238,8 +238,12 @@ fn prepare(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Parameters)> 
         Adapter::Lora(lora) => {
             let mut model = Decoder::open(base, recipe.base.dtype)?;
             let mut initial = Vec::new();
+            let mut rows = adapter::tokens::initial(&model, lora)?.into_iter().peekable();
             adapter::attach(&mut model, lora, |key, shape| {
-                let tensor = adapter::draw(key, shape)?;
+                let tensor = match rows.next_if(|(name, _)| name == key) {
+                    Some((_, tensor)) => tensor,
+                    None => adapter::draw(key, shape)?,
+                };
                 initial.push((key.to_owned(), tensor.shallow_clone()));
                 Ok(tensor)
             })?;
@@ -255,7 +259,10 @@ fn prepare_full(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Paramete
     let mut initial = Vec::new();
     for (name, shape) in base.architecture.tensors() {
         let tensor = match base.checkpoint() {
-            Some(checkpoint) => weights::load_as(checkpoint, &name, tch::Kind::Float)?,
+            Some(checkpoint) => {
+                let stored = weights::load_as(checkpoint, &name, tch::Kind::Float)?;
+                weights::grown(&name, stored, &shape)?
+            }
             None => weights::draw(&base.architecture, &name, &shape)?,
         };
         initial.push((name, tensor));

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use heirloom::base::{BaseFolder, supported};
 use heirloom::dataset::stream::MicroBatch;
-use heirloom::recipe::{Dtype, Lora, Targets};
+use heirloom::recipe::{Dtype, Lora, Targets, TokenIndices};
 use heirloom_engine::adapter;
 use heirloom_engine::generate;
 use heirloom_engine::model::Decoder;
@@ -306,7 +306,14 @@ impl Case {
 
     /// `all-linear` touches what PEFT's adapter in the fixture has.
     fn check_all_linear(&self, mut model: Decoder) {
-        let lora = Lora { rank: 4, alpha: 8.0, dropout: 0.0, targets: Targets::AllLinear };
+        let lora = Lora {
+            rank: 4,
+            alpha: 8.0,
+            dropout: 0.0,
+            targets: Targets::AllLinear,
+            modules_to_save: Vec::new(),
+            trainable_token_indices: TokenIndices::default(),
+        };
         adapter::attach(&mut model, &lora, adapter::draw).unwrap();
         let keys: BTreeSet<String> = adapter::weights(&model).into_iter().map(|(k, _)| k).collect();
         assert_eq!(keys, self.adapted(), "{}: what all-linear touches", self.name);

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
+mod export;
 mod families;
 mod generate;
 mod goldens;
 mod perplexity;
 mod runs;
 mod support;
+mod tokens;
 mod weights;

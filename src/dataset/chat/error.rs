@@ -119,7 +119,8 @@ impl Diagnose for ChatError {
                 "split the row so that each ends at one answer, or use `train_on: all`"
             }
             Self::NoEndOfTurn { .. } => {
-                "let the template write `eos_token` or an end-of-turn token after each answer"
+                "let the template write `eos_token` or an end-of-turn token after each answer; what \
+                 it writes may have to become a token, with `base.added_tokens`"
             }
             Self::EmptyPrompt => "let the template write the messages and open the answer",
             Self::Tokenize => "check that `tokenizer.json` belongs to this model",

@@ -193,6 +193,11 @@ impl ChatEncoder {
         self.vocab_size
     }
 
+    /// The tokenizer.
+    pub(super) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// `tool_use` where there are tools and such a template, as in Transformers.
     fn template_for(&self, conversation: &Conversation) -> Result<&Template, ChatError> {
         let tools = conversation.tools.as_ref().and(self.tool_template.as_ref());
