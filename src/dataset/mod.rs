@@ -25,5 +25,5 @@ pub mod stream;
 pub mod survey;
 mod template;
 pub mod text;
-mod tokenizer;
+pub(crate) mod tokenizer;
 pub mod vocabulary;

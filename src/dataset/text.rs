@@ -7,8 +7,9 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use tokenizers::Tokenizer;
 
+use super::chat::ChatError;
+use super::tokenizer;
 use crate::diagnose::Diagnose;
 
 /// Largest text that is read; its tokens and their places take about forty times as much
@@ -61,13 +62,14 @@ pub enum TextError {
         /// Where.
         offset: usize,
     },
-    /// `tokenizer.json` is not one.
-    #[error("`{}` is not a tokenizer: {reason}", path.display())]
-    Tokenizer {
+    /// The tokenizer of the model cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] ChatError),
+    /// The tokenizer cannot process the text.
+    #[error("the tokenizer cannot process `{}`", path.display())]
+    Tokenize {
         /// The file.
         path: PathBuf,
-        /// What the tokenizers library says.
-        reason: String,
     },
     /// Nothing to predict.
     #[error("`{}` has {tokens} tokens, and the first is never scored", path.display())]
@@ -86,7 +88,8 @@ impl Diagnose for TextError {
             Self::NotAFile { .. } => "give a text file",
             Self::TooLarge { .. } => "give a part of it: a few megabytes give a stable figure",
             Self::NotUtf8 { .. } | Self::Nul { .. } => "save the text as UTF-8",
-            Self::Tokenizer { .. } => "download or export the model folder again",
+            Self::Tokenizer(error) => return error.hint(),
+            Self::Tokenize { .. } => "download or export the model folder again",
             Self::TooShort { .. } => "give a longer text",
         };
         Some(hint.to_owned())
@@ -118,22 +121,10 @@ pub fn read(path: &Path) -> Result<String, TextError> {
 }
 
 /// Tokenises a text file with the tokenizer of a model folder.
-///
-/// Where `tokenizer.json` exists, Transformers takes its post-processor as it is, whatever
-/// `tokenizer_config.json` says of `add_bos_token`.
 pub fn tokens(path: &Path, model: &Path) -> Result<Vec<u32>, TextError> {
     let text = read(path)?;
-    let json = model.join("tokenizer.json");
-    let bytes = fs::read(&json).map_err(|source| TextError::Read { path: json.clone(), source })?;
-    let wrong = |error: tokenizers::Error| TextError::Tokenizer {
-        path: json.clone(),
-        reason: error.to_string(),
-    };
-    let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(wrong)?;
-    // Both only when asked for, in Transformers.
-    tokenizer.with_truncation(None).map_err(wrong)?;
-    tokenizer.with_padding(None);
-    let encoding = tokenizer.encode_fast(text, true).map_err(wrong)?;
+    let encoding = tokenizer::open(model)?.encode_fast(text, true);
+    let encoding = encoding.map_err(|_| TextError::Tokenize { path: path.to_owned() })?;
     let tokens = encoding.get_ids().to_vec();
     if tokens.len() < MIN_TOKENS {
         return Err(TextError::TooShort { path: path.to_owned(), tokens: tokens.len() });

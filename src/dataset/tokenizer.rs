@@ -14,6 +14,9 @@ use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer};
 
 use super::chat::ChatError;
 
+/// Largest `tokenizer.json` that is read; the largest published ones have 40 MB.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+
 /// Special tokens that Transformers gives to templates by name.
 const NAMED_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -45,12 +48,9 @@ impl Files {
     /// Reads a base folder.
     pub(super) fn read(folder: &Path) -> Result<Self, ChatError> {
         let config_path = folder.join("tokenizer_config.json");
-        let config = read_json::<TokenizerConfig>(&config_path)?.unwrap_or_default();
-        let mut tokenizer = read_tokenizer(&folder.join("tokenizer.json"))?;
-        config.add_tokens(&mut tokenizer).map_err(|error| ChatError::Tokenizer {
-            path: config_path.clone(),
-            reason: error.to_string(),
-        })?;
+        let (mut tokenizer, config) = open_with_config(folder)?;
+        // Adds special tokens, which the template writes itself, and trims offsets.
+        tokenizer.with_post_processor(None::<PostProcessorWrapper>);
         let templates = find_templates(folder, &config_path, &config)?;
         let generation = folder.join("generation_config.json");
         let generation = read_json::<GenerationConfig>(&generation)?.unwrap_or_default();
@@ -63,19 +63,32 @@ impl Files {
     }
 }
 
-/// Reads the tokenizer and takes off what would change ids or offsets behind our back.
-pub(super) fn read_tokenizer(path: &Path) -> Result<Tokenizer, ChatError> {
-    let bytes = fs::read(path)?;
-    let wrong = |error: tokenizers::Error| ChatError::Tokenizer {
-        path: path.to_owned(),
-        reason: error.to_string(),
+/// Reads a tokenizer as Transformers loads it for plain text: with the tokens that
+/// `tokenizer_config.json` adds, and the post-processor of `tokenizer.json` as it is, whatever
+/// `add_bos_token` says.
+pub(crate) fn open(folder: &Path) -> Result<Tokenizer, ChatError> {
+    Ok(open_with_config(folder)?.0)
+}
+
+fn open_with_config(folder: &Path) -> Result<(Tokenizer, TokenizerConfig), ChatError> {
+    let config_path = folder.join("tokenizer_config.json");
+    let config = read_json::<TokenizerConfig>(&config_path)?.unwrap_or_default();
+    let path = folder.join("tokenizer.json");
+    let wrong = |path: &Path| {
+        let path = path.to_owned();
+        move |error: tokenizers::Error| ChatError::Tokenizer { path, reason: error.to_string() }
     };
-    let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(wrong)?;
-    // A post-processor adds special tokens (never wanted here) and trims offsets.
-    tokenizer.with_post_processor(None::<PostProcessorWrapper>);
-    tokenizer.with_truncation(None).map_err(wrong)?;
+    let bytes = fs::metadata(&path)?.len();
+    if bytes > MAX_TOKENIZER_BYTES {
+        let reason = format!("{bytes} bytes, more than the {MAX_TOKENIZER_BYTES} that are read");
+        return Err(ChatError::Tokenizer { path, reason });
+    }
+    let mut tokenizer = Tokenizer::from_bytes(fs::read(&path)?).map_err(wrong(&path))?;
+    // Both only when asked for, in Transformers.
+    tokenizer.with_truncation(None).map_err(wrong(&path))?;
     tokenizer.with_padding(None);
-    Ok(tokenizer)
+    config.add_tokens(&mut tokenizer).map_err(wrong(&config_path))?;
+    Ok((tokenizer, config))
 }
 
 /// Template files win over `tokenizer_config.json`, as in Transformers.

@@ -14,10 +14,8 @@ use super::config::{GenerationConfig, one_or_many, read_json};
 use super::input::{Prompt, Request};
 use crate::dataset::chat::ChatEncoder;
 use crate::dataset::conversation::Message;
+use crate::dataset::tokenizer;
 use crate::diagnose::Failure;
-
-/// Largest `tokenizer.json` that is read, in bytes.
-const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// A model's tokenizer, and how it is spoken to.
 #[derive(Debug)]
@@ -128,16 +126,8 @@ fn conversation(prompt: &Prompt, system: Option<&str>) -> Vec<Message> {
 }
 
 impl RawText {
-    fn open(folder: &Path) -> Result<Self, GenerationError> {
-        let path = folder.join("tokenizer.json");
-        let bytes = super::input::read_limited(&path, MAX_TOKENIZER_BYTES)?;
-        let wrong = |error: tokenizers::Error| GenerationError::Tokenizer {
-            path: path.clone(),
-            reason: error.to_string(),
-        };
-        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(wrong)?;
-        tokenizer.with_truncation(None).map_err(wrong)?;
-        tokenizer.with_padding(None);
+    fn open(folder: &Path) -> Result<Self, Failure> {
+        let tokenizer = tokenizer::open(folder)?;
         // As Transformers: the model's own configuration where the other does not say.
         let mut stop = GenerationConfig::read(folder)?.eos_token_id;
         if stop.is_empty() {

@@ -153,8 +153,7 @@ struct Text {
 fn ids_and_texts_are_those_of_the_tokenizers_library() {
     for kind in ["byte_level", "byte_fallback_bpe", "unigram", "word_piece"] {
         let folder = fixtures().join("tokenizers").join(kind);
-        let tokenizer =
-            super::super::tokenizer::read_tokenizer(&folder.join("tokenizer.json")).unwrap();
+        let tokenizer = super::super::tokenizer::open(&folder).unwrap();
         let texts: Vec<Text> = read(&format!("tokenizers/{kind}/ids.json"));
         assert!(texts.len() > 30);
         for Text { text, ids, decoded } in texts {
