@@ -54,14 +54,6 @@ pub enum GenerationError {
         /// The key.
         key: String,
     },
-    /// `tokenizer.json` is not one.
-    #[error("`{}` is not a tokenizer: {reason}", path.display())]
-    Tokenizer {
-        /// The file.
-        path: PathBuf,
-        /// What the tokenizers library says.
-        reason: String,
-    },
     /// A file of prompts cannot be read.
     #[error("cannot read `{}`", path.display())]
     Read {
@@ -148,7 +140,7 @@ impl Diagnose for GenerationError {
             Self::EmptyStop => "leave it out, or give some text",
             Self::NoSuchOption { .. } => return Some(format!("there are {}", settable())),
             Self::NotAValue { .. } => "give a number, or `default` (`greedy` is true or false)",
-            Self::Json { .. } | Self::Tokenizer { .. } => {
+            Self::Json { .. } => {
                 "download the model's folder again, or save it again with Transformers"
             }
             Self::Unsupported { .. } => {
