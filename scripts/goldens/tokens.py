@@ -3,7 +3,7 @@
     .venv/bin/python scripts/goldens/tokens.py                 # engine/tests/fixtures/tokens
     .venv/bin/python scripts/goldens/tokens.py --output DIR    # elsewhere, to compare
 
-Needs the models that make.py writes. What each tensor is stands in
+Needs the models that make.py and families.py write. What each tensor is stands in
 engine/tests/fixtures/README.md.
 """
 
@@ -16,7 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from common import documents, draw_adapter, forward, generator, numpy_normal, save, save_adapter
 
@@ -38,11 +38,14 @@ CASES = [
     ("resized", PLAIN, 101, {"trainable_token_indices": dict.fromkeys(BOTH, NEW)}),
     ("resized-tied", TIED, 101, {"trainable_token_indices": NEW}),
     ("resized-mixed", PLAIN, 101, {"trainable_token_indices": NEW, "modules_to_save": ["lm_head"]}),
+    # Embeddings that are scaled, logits that are capped or scaled; both tied.
+    ("rows-gemma2", "families/gemma2", None, {"trainable_token_indices": [90, 2, 5]}),
+    ("rows-granite", "families/granite", None, {"trainable_token_indices": [90, 2, 5]}),
 ]
 
 
 def load(base, rows, seed):
-    model = LlamaForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         FIXTURES / base, dtype=torch.float32, attn_implementation="eager"
     )
     if rows:
@@ -72,7 +75,7 @@ def key_of(name):
 def make(out, seed, name, base, rows, told):
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **told)
     model = draw_adapter(get_peft_model(load(base, rows, seed), config).eval(), seed)
-    docs = documents(seed, LENGTHS, rows or VOCAB)
+    docs = documents(seed, LENGTHS, rows or model.config.vocab_size)
     for ids, _ in docs:
         # Every third token is one that is trained: in the prompt and as a target.
         ids[::3] = torch.tensor(trained_ids(told))[torch.arange(len(ids[::3])) % len(trained_ids(told))]

@@ -11,3 +11,4 @@ mod runs;
 mod support;
 mod tokens;
 mod weights;
+mod words;
