@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 use fs_err as fs;
 use serde_json::{Value, json};
 use thiserror::Error;
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::AddedToken;
 
 use super::chat::{ChatEncoder, ChatError, Message};
+use super::tokenizer;
 use crate::base::{BaseError, BaseFolder};
 use crate::diagnose::{Blame, Diagnose};
 use crate::files::write_atomically;
@@ -105,8 +106,7 @@ impl Vocabulary {
         let mut files = read(folder).map_err(ChatError::Read)?;
         let mut added = Vec::new();
         if !words.added_tokens.is_empty() {
-            let path = folder.join(TOKENIZER);
-            let new = add_tokens(&mut files, &path, &words.added_tokens)?;
+            let new = add_tokens(&mut files, folder, &words.added_tokens)?;
             name_added_tokens(&mut files, &folder.join(TOKENIZER_CONFIG), &new)?;
             added = new.into_iter().map(|(id, _)| id).collect();
         }
@@ -191,15 +191,15 @@ fn read_template(path: &Path) -> Result<Vec<u8>, VocabularyError> {
 /// stay what they are.
 fn add_tokens<'t>(
     files: &mut Files,
-    path: &Path,
+    folder: &Path,
     tokens: &'t [String],
 ) -> Result<Vec<(u32, &'t String)>, ChatError> {
     let wrong = |error: tokenizers::Error| ChatError::Tokenizer {
-        path: path.to_owned(),
+        path: folder.join(TOKENIZER),
         reason: error.to_string(),
     };
-    let bytes = files.get(TOKENIZER).map(Vec::as_slice).unwrap_or_default();
-    let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(wrong)?;
+    // With the tokens that only `tokenizer_config.json` names: they have their ids already.
+    let mut tokenizer = tokenizer::open(folder)?;
     let known = tokenizer.get_added_tokens_decoder();
     let known: BTreeSet<&String> = known.values().map(|token| &token.content).collect();
     let lacks = |token: &&String| tokenizer.token_to_id(token).is_none();

@@ -106,6 +106,20 @@ fn older_lists_of_added_tokens_get_the_new_ones_too() {
     assert_eq!(config["chat_template"], ENDS);
 }
 
+/// What only `tokenizer_config.json` names has its id before anything is added.
+#[test]
+fn tokens_of_the_configuration_come_first() {
+    let place = Place::new();
+    let config = json!({"eos_token": "<|end|>", "chat_template": ENDS, "added_tokens_decoder": {
+        "264": {"content": "<|old|>", "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true}}});
+    write(&place.base().join(TOKENIZER_CONFIG), config.to_string().as_bytes());
+    let vocabulary = place.open(false, &["<|new|>"]).unwrap();
+    assert_eq!(vocabulary.added, [265]);
+    let id_of = |token| vocabulary.encoder.tokenizer().token_to_id(token);
+    assert_eq!([id_of("<|old|>"), id_of("<|new|>")], [Some(264), Some(265)]);
+}
+
 #[test]
 fn markers_that_are_read_as_text_are_found() {
     let place = Place::new();
