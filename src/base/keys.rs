@@ -1,8 +1,8 @@
 //! `config.json` key by key: every key is understood, known to be harmless, or an error.
 //!
 //! Owns the limits of numbers from outside and the list of keys that do not change the
-//! computation. Does not own what keys mean (`families`). A key that is `null`, `false` or
-//! empty asks for nothing and is never an error.
+//! computation. Does not own what keys mean (`families`). A key that is `null` or empty asks
+//! for nothing and is never an error.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -15,9 +15,9 @@ use super::BaseError;
 /// Largest dimension that is believed; keeps products of two within 64 bits.
 const MAX_DIMENSION: u64 = 1 << 24;
 
-/// Keys that say nothing about what is computed: names, tokens, memory, training losses that
-/// Transformers adds outside the model.
-const HARMLESS: [&str; 37] = [
+/// Keys that say nothing about what is computed: names, tokens, memory, decoding, training
+/// losses that Transformers adds outside the model.
+const HARMLESS: [&str; 63] = [
     "_attn_implementation_autoset",
     "_name_or_path",
     "architectures",
@@ -29,7 +29,11 @@ const HARMLESS: [&str; 37] = [
     "cache_implementation",
     "chunk_size_feed_forward",
     "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
     "dtype",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
     "eoi_token_index",
     "eos_token_id",
     "ep_size",
@@ -37,24 +41,56 @@ const HARMLESS: [&str; 37] = [
     "id2label",
     "initial_context_length",
     "initializer_range",
-    "is_decoder",
     "label2id",
+    "length_penalty",
+    "max_length",
+    "min_length",
     "model_type",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
     "num_mtp_layers",
     "num_nextn_predict_layers",
+    "num_return_sequences",
+    "output_attentions",
+    "output_hidden_states",
     "output_router_logits",
+    "output_scores",
     "pad_token_id",
     "pretraining_tp",
+    "problem_type",
     "quantization_config",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict",
+    "return_dict_in_generate",
     "router_aux_loss_coef",
     "sep_token_id",
     "seq_aux",
     "suppress_tokens",
     "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
     "torch_dtype",
+    "torchscript",
     "transformers_version",
+    "typical_p",
     "unsloth_fixed",
+    "use_bfloat16",
     "use_cache",
+];
+
+/// Flags that ask for nothing when they are false. Others may be true by default.
+const OFF: [&str; 6] = [
+    "add_cross_attention",
+    "is_decoder",
+    "is_encoder_decoder",
+    "tie_encoder_decoder",
+    "use_mrope",
+    "use_qk_norm",
 ];
 
 /// An object of `config.json`, and which of its keys were asked for.
@@ -77,7 +113,8 @@ impl<'a> Keys<'a> {
         let taken = self.taken.borrow();
         for (key, value) in self.map {
             let nothing = match value {
-                Value::Null | Value::Bool(false) => true,
+                Value::Null => true,
+                Value::Bool(false) => OFF.contains(&key.as_str()),
                 Value::Array(list) => list.is_empty(),
                 Value::Object(map) => map.is_empty(),
                 _ => false,

@@ -105,9 +105,11 @@ pub(super) struct ReadRope {
 /// Reads the rotary embedding of a model that has one for all layers; `context` holds the
 /// family's defaults.
 pub(super) fn read(keys: &Keys, mut context: RopeContext) -> Result<ReadRope, BaseError> {
-    // As Transformers: the old key wins where both stand.
-    let new = keys.object("rope_parameters")?;
-    let object = keys.object("rope_scaling")?.or(new);
+    let (old, new) = (keys.object("rope_scaling")?, keys.object("rope_parameters")?);
+    if old.is_some() && new.is_some() {
+        return Err(keys.refuse("rope_scaling", "something beside `rope_parameters`"));
+    }
+    let object = old.or(new);
     context.theta = keys.positive("rope_theta")?.unwrap_or(context.theta);
     context.partial = keys.positive("partial_rotary_factor")?.unwrap_or(context.partial);
     context.original = keys.size("original_max_position_embeddings")?;

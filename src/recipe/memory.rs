@@ -109,6 +109,7 @@ mod tests {
             "model_type": "llama", "vocab_size": size, "hidden_size": size,
             "intermediate_size": size, "num_hidden_layers": layers,
             "num_attention_heads": size, "num_key_value_heads": size, "head_dim": size,
+            "max_position_embeddings": 128,
         });
         fs_err::write(folder.path().join("config.json"), config.to_string()).unwrap();
         Architecture::open(folder.path()).unwrap()

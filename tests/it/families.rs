@@ -112,6 +112,12 @@ fn a_key_that_may_change_the_computation_is_never_ignored() {
         ("deepseek-v3", "topk_method", json!("greedy")),
         ("gpt-oss-20b", "hidden_act", json!("gelu")),
         ("llama-2-7b", "partial_rotary_factor", json!(0.5)),
+        ("llama-2-7b", "is_causal", json!(false)),
+        ("llama-2-7b", "some_flag_that_may_be_true_by_default", json!(false)),
+        ("llama-2-7b", "hidden_activation", json!("gelu_pytorch_tanh")),
+        ("gemma-7b", "hidden_activation", json!("silu")),
+        ("gemma-3-1b", "attn_logit_softcapping", json!(50.0)),
+        ("deepseek-v2-lite", "topk_method", json!("noaux_tc")),
         ("llama-2-7b", "rope_scaling", json!({"rope_type": "new", "factor": 2.0})),
         ("llama-2-7b", "rope_scaling", json!({"type": "linear", "factor": 2.0, "base": 7})),
     ] {
@@ -119,9 +125,53 @@ fn a_key_that_may_change_the_computation_is_never_ignored() {
         assert!(error.contains(key), "{name}: {error}");
     }
     // What asks for nothing is not asked about.
-    for nothing in [json!(null), json!(false), json!([]), json!({})] {
+    for nothing in [json!(null), json!([]), json!({})] {
         changed("llama-2-7b", "something_new", nothing).unwrap();
     }
+    changed("llama-2-7b", "use_mrope", json!(false)).unwrap();
+    changed("llama-2-7b", "use_mrope", json!(true)).unwrap_err();
+}
+
+#[test]
+fn keys_that_contradict_each_other_are_refused() {
+    let both = |name: &str| {
+        let mut config = published(name);
+        config["rope_scaling"] = json!({"rope_type": "linear", "factor": 8.0});
+        config["rope_parameters"] = json!({"rope_type": "default"});
+        open(&config).unwrap_err().to_string()
+    };
+    for name in ["llama-3.1-8b", "gemma-3-1b"] {
+        assert!(both(name).contains("`rope_scaling`"));
+    }
+    // Groups of two experts, one chosen, and six experts a token.
+    let mut config = published("deepseek-v2-lite");
+    config["topk_method"] = json!("group_limited_greedy");
+    config["n_group"] = json!(32);
+    assert!(open(&config).unwrap_err().to_string().contains("`topk_group`"));
+}
+
+#[test]
+fn keys_whose_absence_means_other_numbers_elsewhere_are_required() {
+    for (name, key) in [
+        ("llama-2-7b", "max_position_embeddings"),
+        ("gpt-oss-20b", "rope_scaling"),
+        ("mixtral-8x7b-v0.1", "num_experts_per_tok"),
+    ] {
+        let mut config = published(name);
+        config.as_object_mut().unwrap().remove(key);
+        let error = open(&config).unwrap_err();
+        assert!(matches!(error, BaseError::MissingKey { .. }), "{name}: {error}");
+    }
+}
+
+#[test]
+fn the_example_of_the_documents_is_the_code() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| fs_err::read_to_string(root.join(path)).unwrap();
+    let document = read("docs/contributing/adding-a-family.md");
+    let (_, rest) = document.split_once("```rust\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    assert!(read("src/base/families/olmo2.rs").contains(example));
 }
 
 #[test]

@@ -68,6 +68,11 @@ impl Choice {
         if chosen > count || experts % count != 0 || experts / count < best_of {
             return Err(keys.refuse("n_group", count));
         }
+        // With fewer in the chosen groups, the rest would have to come from the others.
+        let per_token = keys.require("num_experts_per_tok", Keys::size)?;
+        if per_token > experts / count * chosen {
+            return Err(keys.refuse("topk_group", chosen));
+        }
         Ok(Some(Groups { count, chosen, best_of }))
     }
 }

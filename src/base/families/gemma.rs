@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Defaults, Dense};
+use super::{Defaults, Dense, activation};
 use crate::base::BaseError;
 use crate::base::architecture::{
     Activation, Architecture, Attention, EmbeddingScale, GroupedAttention, Layer, LayerNorms,
@@ -16,10 +16,11 @@ use crate::base::rope;
 
 pub(super) fn gemma(keys: &Keys) -> Result<Architecture, BaseError> {
     let mut dense = read(keys)?;
-    // Published with `gelu`, meant as the tanh approximation, as Transformers corrects it.
-    if dense.activation == Activation::Gelu {
-        dense.activation = Activation::GeluTanh;
-    }
+    // Published with `gelu`, meant as the tanh approximation, as Transformers corrects it; the
+    // key of later families stands in some files and is not read there.
+    let found = activation(keys, "hidden_act")?.filter(|found| *found != Activation::Gelu);
+    dense.activation = found.unwrap_or(Activation::GeluTanh);
+    keys.only("hidden_activation", &json!("gelu_pytorch_tanh"))?;
     let bias = keys.flag("attention_bias")?;
     let defaults = Defaults { model_type: "gemma", theta: 10_000.0, tied: true };
     let architecture = dense.build(defaults, |dense, index| {
@@ -50,6 +51,10 @@ pub(super) fn gemma2(keys: &Keys) -> Result<Architecture, BaseError> {
 pub(super) fn gemma3(keys: &Keys) -> Result<Architecture, BaseError> {
     let dense = read(keys)?;
     let soft = SoftCaps::read(keys, None, None)?;
+    // Transformers has the key and never applies it.
+    if let Some(cap) = soft.scores {
+        return Err(keys.refuse("attn_logit_softcapping", cap));
+    }
     let window = keys.size("sliding_window")?.unwrap_or(4096);
     let pattern = keys.size("sliding_window_pattern")?;
     let pattern = keys.size("_sliding_window_pattern")?.or(pattern).unwrap_or(6);
@@ -60,7 +65,11 @@ pub(super) fn gemma3(keys: &Keys) -> Result<Architecture, BaseError> {
     let parameters = keys.object("rope_parameters")?;
     let by_type = |key| parameters.as_ref().map_or(Ok(None), |all| all.object(key));
     let (local, global) = (by_type("sliding_attention")?, by_type("full_attention")?);
-    let global = keys.object("rope_scaling")?.or(global);
+    let scaling = keys.object("rope_scaling")?;
+    if scaling.is_some() && parameters.is_some() {
+        return Err(keys.refuse("rope_scaling", "something beside `rope_parameters`"));
+    }
+    let global = scaling.or(global);
     let ropes = vec![
         rope::read_object(keys, global, dense.rope(theta))?,
         rope::read_object(keys, local, dense.rope(local_theta))?,
@@ -83,9 +92,8 @@ fn read<'a>(keys: &'a Keys<'a>) -> Result<Dense<'a>, BaseError> {
     if keys.get("head_dim").is_none() {
         dense.head_dim = 256;
     }
-    if keys.get("hidden_act").is_none() && keys.get("hidden_activation").is_none() {
-        dense.activation = Activation::GeluTanh;
-    }
+    // `hidden_act` stands beside it in published files, and is not read by Gemma 2 and 3.
+    dense.activation = activation(keys, "hidden_activation")?.unwrap_or(Activation::GeluTanh);
     dense.norm = NormKind::OnePlusWeight;
     keys.only("use_bidirectional_attention", &Value::Bool(false))?;
     Ok(dense)

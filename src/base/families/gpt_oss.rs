@@ -26,6 +26,10 @@ pub(super) fn gpt_oss(keys: &Keys) -> Result<Architecture, BaseError> {
     let windows = dense.windows(Some(window), |index| index % 2 == 0)?;
     let routed = Routed::read(keys, ["num_local_experts", "num_experts"], "intermediate_size")?;
     keys.only("hidden_act", &json!("silu"))?;
+    // Absent, it would mean YaRN with numbers that no file states.
+    if keys.get("rope_scaling").is_none() {
+        keys.require("rope_parameters", |keys, key| Ok(keys.get(key)))?;
+    }
     let alpha = keys.positive("swiglu_alpha")?.unwrap_or(1.702);
     let limit = keys.positive("swiglu_limit")?.unwrap_or(7.0);
     let defaults = Defaults { model_type: "gpt_oss", theta: 150_000.0, tied: false };

@@ -128,15 +128,7 @@ impl<'a> Dense<'a> {
         if heads % kv_heads != 0 {
             return Err(keys.refuse("num_key_value_heads", kv_heads));
         }
-        // Gemma has both keys; the newer one counts.
-        let old = keys.text("hidden_act")?;
-        let activation = match keys.text("hidden_activation")?.or(old) {
-            None | Some("silu" | "swish") => Activation::Silu,
-            Some("gelu") => Activation::Gelu,
-            Some("gelu_pytorch_tanh") => Activation::GeluTanh,
-            Some(other) => return Err(keys.refuse("hidden_act", other)),
-        };
-        keys.only("is_encoder_decoder", &Value::Bool(false))?;
+        keys.only("is_causal", &Value::Bool(true))?;
         Ok(Self {
             keys,
             hidden,
@@ -145,10 +137,10 @@ impl<'a> Dense<'a> {
             heads,
             kv_heads,
             head_dim: keys.size("head_dim")?.unwrap_or((hidden / heads).max(1)),
-            positions: keys.size("max_position_embeddings")?.unwrap_or(2048),
+            positions: keys.require("max_position_embeddings", Keys::size)?,
             eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
             norm: NormKind::WeightAfterRounding,
-            activation,
+            activation: activation(keys, "hidden_act")?.unwrap_or(Activation::Silu),
             attention_dropout: keys.dropout("attention_dropout")?,
         })
     }
@@ -315,6 +307,17 @@ impl GroupedAttention {
         }
         self.o.bias = o;
         self
+    }
+}
+
+/// An activation by its name in `ACT2FN`.
+fn activation(keys: &Keys, key: &'static str) -> Result<Option<Activation>, BaseError> {
+    match keys.text(key)? {
+        None => Ok(None),
+        Some("silu" | "swish") => Ok(Some(Activation::Silu)),
+        Some("gelu") => Ok(Some(Activation::Gelu)),
+        Some("gelu_pytorch_tanh") => Ok(Some(Activation::GeluTanh)),
+        Some(other) => Err(keys.refuse(key, other)),
     }
 }
 

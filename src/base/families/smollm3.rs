@@ -25,7 +25,9 @@ pub(super) fn smollm3(keys: &Keys) -> Result<Architecture, BaseError> {
         return Err(keys.refuse("no_rope_layers", format!("{} layers", rotated.len())));
     }
     let used = keys.flag("use_sliding_window")?;
-    let window = keys.size("sliding_window")?.filter(|_| used);
+    // Types that are named slide whatever the flag says, in Transformers.
+    let named = keys.get("layer_types").is_some();
+    let window = keys.size("sliding_window")?.filter(|_| used || named);
     // Inherited from Qwen 2 and never read.
     keys.get("max_window_layers");
     let windows = dense.windows(window, |index| rotated[index] == 0)?;
