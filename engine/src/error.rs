@@ -8,6 +8,8 @@ use heirloom::diagnose::{Blame, Diagnose};
 use heirloom::recipe::UnknownToken;
 use tch::TchError;
 
+use crate::adapter::peft_settings;
+
 /// What can go wrong while computing.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -43,7 +45,7 @@ pub enum EngineError {
         /// `adapter_config.json`.
         path: PathBuf,
         /// The key.
-        key: &'static str,
+        key: String,
         /// Its value.
         value: String,
     },
@@ -201,7 +203,7 @@ impl Diagnose for EngineError {
                 "the file is damaged or belongs to another model: copy it again"
             }
             Self::WriteSafetensors { .. } => "check the free space and the rights of the folder",
-            Self::AdapterSetting { .. } => "use a LoRA adapter of this base without it",
+            Self::AdapterSetting { key, value, .. } => peft_settings::remedy(key, value),
             Self::NoSuchToken { .. } => "use the base that the tokens belong to",
             Self::UnknownToken(_) => "check the recipe again with `heirloom check`",
             Self::Diverged { .. } => "lower `train.optimizer.adamw.lr` or lengthen the warm-up",

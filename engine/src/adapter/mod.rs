@@ -6,6 +6,7 @@
 //! stand in `model::Linear` and `model::Replacement`.
 
 pub mod peft;
+pub(crate) mod peft_settings;
 pub mod tokens;
 
 use heirloom::recipe::Lora;

@@ -1,7 +1,7 @@
 //! PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Follows PEFT 0.21's `LoraConfig` and `save_pretrained`. A setting that would change the
-//! computation and is not understood is an error.
+//! Follows PEFT 0.21's `LoraConfig` and `save_pretrained`. Which settings are accepted at all
+//! stands in `peft_settings`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use heirloom::recipe::{Lora, Module, Targets, TokenIndex, TokenIndices};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::adapter::{self, tokens};
+use crate::adapter::{self, peft_settings, tokens};
 use crate::error::{EngineError, Result};
 use crate::model::{Decoder, weights};
 
@@ -21,26 +21,6 @@ use crate::model::{Decoder, weights};
 pub const CONFIG: &str = "adapter_config.json";
 /// File name of the weights.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
-
-/// Settings that must be at PEFT's default, by key: another value means another method.
-const PLAIN: [(&str, &[&str]); 16] = [
-    ("bias", &["none"]),
-    ("use_dora", &["false"]),
-    ("use_rslora", &["false"]),
-    ("use_qalora", &["false"]),
-    ("lora_bias", &["false"]),
-    ("fan_in_fan_out", &["false"]),
-    ("alpha_pattern", &["{}", "null"]),
-    ("rank_pattern", &["{}", "null"]),
-    ("layers_to_transform", &["null", "[]"]),
-    ("exclude_modules", &["null", "[]"]),
-    ("layer_replication", &["null", "[]"]),
-    ("alora_invocation_tokens", &["null", "[]"]),
-    ("use_bdlora", &["null", "false"]),
-    ("kasa_config", &["null"]),
-    ("monteclora_config", &["null"]),
-    ("velora_config", &["null"]),
-];
 
 /// Families where PEFT takes every target called like a layer of a feed-forward part for the
 /// experts; the layers outside the attention are named as parameters instead, which it leaves
@@ -88,8 +68,17 @@ struct Found {
     target_parameters: Option<Vec<String>>,
     modules_to_save: Option<Vec<String>>,
     trainable_token_indices: Option<Indices>,
-    #[serde(default)]
-    ensure_weight_tying: bool,
+    ensure_weight_tying: Option<bool>,
+    use_rslora: Option<bool>,
+}
+
+impl Found {
+    /// The alpha that, divided by the rank, scales the update. With `use_rslora` PEFT divides
+    /// by the root of the rank.
+    fn alpha(&self) -> f64 {
+        let factor = if self.use_rslora == Some(true) { f64::from(self.r).sqrt() } else { 1.0 };
+        self.lora_alpha * factor
+    }
 }
 
 /// A list for the embedding, or rows by the name of the module.
@@ -134,20 +123,8 @@ pub fn describe(folder: &Path) -> Result<Described> {
     let text = fs::read_to_string(&path)?;
     let json = |source| EngineError::Json { path: path.clone(), source };
     let value: Value = serde_json::from_str(&text).map_err(json)?;
-    let refuse = |key: &'static str, value: String| EngineError::AdapterSetting {
-        path: path.clone(),
-        key,
-        value,
-    };
-    for (key, plain) in PLAIN {
-        let found = value.get(key).map(|value| match value {
-            Value::String(word) => word.clone(),
-            other => other.to_string(),
-        });
-        if let Some(found) = found.filter(|found| !plain.contains(&found.as_str())) {
-            return Err(refuse(key, found));
-        }
-    }
+    let refuse = |key, value: String| peft_settings::refusal(&path, key, &value);
+    peft_settings::check(&path, &value)?;
     let config: Found = serde_json::from_value(value).map_err(json)?;
     if config.peft_type != "LORA" {
         return Err(refuse("peft_type", config.peft_type));
@@ -155,6 +132,7 @@ pub fn describe(folder: &Path) -> Result<Described> {
     if config.r == 0 {
         return Err(refuse("r", "0".to_owned()));
     }
+    let alpha = config.alpha();
     let mut parameters = Vec::new();
     for parameter in config.target_parameters.unwrap_or_default() {
         match parameter.strip_suffix(".weight") {
@@ -190,14 +168,14 @@ pub fn describe(folder: &Path) -> Result<Described> {
     Ok(Described {
         lora: Lora {
             rank: config.r,
-            alpha: config.lora_alpha,
+            alpha,
             dropout: config.lora_dropout,
             targets,
             modules_to_save,
             trainable_token_indices,
         },
         base: config.base_model_name_or_path.map(PathBuf::from),
-        ensure_weight_tying: config.ensure_weight_tying,
+        ensure_weight_tying: config.ensure_weight_tying == Some(true),
     })
 }
 
@@ -242,8 +220,7 @@ fn base_key(checkpoint: &Checkpoint, lora: &Lora, module: Module) -> Option<Stri
 /// Refuses what PEFT does with two modules that are tied and not trained alike.
 fn check_tied(described: &Described, path: &Path) -> Result<()> {
     let Lora { modules_to_save, trainable_token_indices: rows, .. } = &described.lora;
-    let refuse =
-        |key, value| Err(EngineError::AdapterSetting { path: path.join(CONFIG), key, value });
+    let refuse = |key, value: String| Err(peft_settings::refusal(&path.join(CONFIG), key, &value));
     if described.ensure_weight_tying && !modules_to_save.is_empty() {
         return refuse("ensure_weight_tying", "true".to_owned());
     }
