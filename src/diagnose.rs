@@ -7,6 +7,8 @@
 
 use std::error::Error;
 
+use crate::files::FileError;
+
 /// Who can do something about an error; decides the exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
@@ -49,6 +51,10 @@ impl<E: Diagnose + Send + Sync + 'static> From<E> for Failure {
 impl Diagnose for std::io::Error {
     fn hint(&self) -> Option<String> {
         use std::io::ErrorKind;
+        let inner = self.get_ref().and_then(|inner| inner.downcast_ref::<FileError>());
+        if let Some(error) = inner {
+            return error.hint();
+        }
         match self.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
                 Some("free some disk space, then run the same command again".to_owned())

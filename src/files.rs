@@ -2,6 +2,8 @@
 //!
 //! Owns the only ways by which the project writes a file or a folder: next to its place,
 //! synced, then renamed, so that a file is either absent, old or complete at every instant.
+//! A link is followed: what it leads to is replaced, never the link. What is no regular file
+//! (or, for a folder, no folder) is never replaced: the rename would remove a pipe or a device.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -9,8 +11,82 @@ use std::path::{Path, PathBuf};
 use fs_err as fs;
 use sha2::{Digest, Sha256};
 
+use crate::diagnose::Diagnose;
+
 /// Mode of a published file before the umask: readable by everyone.
 const FILE_MODE: u32 = 0o644;
+
+/// What stands at a path is not what is read or replaced there.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// A pipe, a device, a folder.
+    #[error("`{}` is there and is not a regular file", path.display())]
+    NotAFile {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// A file, a pipe, a device.
+    #[error("`{}` is there and is not a folder", path.display())]
+    NotAFolder {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// More than is read.
+    #[error("`{}` has {bytes} bytes, more than the {limit} that are read", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// A link whose end is not there.
+    #[error("`{}` is a link to what is not there", path.display())]
+    DanglingLink {
+        /// The link.
+        path: PathBuf,
+    },
+}
+
+impl Diagnose for FileError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::NotAFile { .. } => "name a regular file, or a link to one".to_owned(),
+            Self::NotAFolder { .. } => "name a folder, old or new".to_owned(),
+            Self::TooLarge { .. } => "check that it is the file that is meant".to_owned(),
+            Self::DanglingLink { .. } => "remove the link, or make what it leads to".to_owned(),
+        })
+    }
+}
+
+impl From<FileError> for io::Error {
+    fn from(error: FileError) -> Self {
+        // `diagnose` finds its hint again.
+        Self::new(io::ErrorKind::InvalidInput, error)
+    }
+}
+
+/// Where [`write_atomically`] to `path` will put the file: `path`, or what its link leads to.
+/// Ask before something is computed that could not be written.
+pub fn place_of_file(path: &Path) -> io::Result<PathBuf> {
+    place(path, std::fs::Metadata::is_file, |path| FileError::NotAFile { path })
+}
+
+fn place(
+    path: &Path,
+    fits: impl FnOnce(&std::fs::Metadata) -> bool,
+    occupied: impl FnOnce(PathBuf) -> FileError,
+) -> io::Result<PathBuf> {
+    let Ok(there) = path.symlink_metadata() else { return Ok(path.to_owned()) };
+    let end = if there.is_symlink() {
+        let dangling = |_| FileError::DanglingLink { path: path.to_owned() };
+        path.canonicalize().map_err(dangling)?
+    } else {
+        path.to_owned()
+    };
+    if fits(&fs::metadata(&end)?) { Ok(end) } else { Err(occupied(path.to_owned()).into()) }
+}
 
 /// Writes `bytes` to `path` through a temporary file beside it.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -27,7 +103,8 @@ pub fn write_atomically_with(
     let named = |error: io::Error| {
         io::Error::new(error.kind(), format!("cannot write `{}`: {error}", path.display()))
     };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let place = place_of_file(path)?;
+    let folder = place.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     builder.prefix(".heirloom-").suffix(".partial");
@@ -43,7 +120,7 @@ pub fn write_atomically_with(
         write(&mut buffered).and_then(|()| buffered.flush()).map_err(named)?;
     }
     temporary.as_file().sync_all().map_err(named)?;
-    temporary.persist(path).map_err(|error| named(error.error))?;
+    temporary.persist(&place).map_err(|error| named(error.error))?;
     sync_folder(folder)
 }
 
@@ -59,6 +136,8 @@ pub struct FolderInProgress {
 impl FolderInProgress {
     /// Starts a folder that will appear as `target`.
     pub fn beside(target: &Path) -> io::Result<Self> {
+        let target =
+            place(target, std::fs::Metadata::is_dir, |path| FileError::NotAFolder { path })?;
         let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
         fs::create_dir_all(parent)?;
@@ -69,7 +148,7 @@ impl FolderInProgress {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o755));
         }
-        Ok(Self { temporary: builder.tempdir_in(parent)?, target: target.to_owned() })
+        Ok(Self { temporary: builder.tempdir_in(parent)?, target })
     }
 
     /// Where to write for now.
@@ -124,6 +203,28 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
 
+/// The bytes of a regular file, unless they are more than `limit`; a pipe would be waited on
+/// for ever.
+pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(FileError::NotAFile { path: path.to_owned() }.into());
+    }
+    let bytes = metadata.len();
+    if bytes > limit {
+        return Err(FileError::TooLarge { path: path.to_owned(), bytes, limit }.into());
+    }
+    fs::read(path)
+}
+
+/// Like [`read_bounded`]; `None` where there is nothing by this name.
+pub fn read_if_there(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    match read_bounded(path, limit) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
 /// SHA-256 of a file, streamed; lower-case hex.
 pub fn sha256_of_file(path: &Path) -> io::Result<String> {
     let mut file = fs::File::open(path)?;
@@ -168,6 +269,79 @@ mod tests {
     fn names(folder: &Path) -> Vec<String> {
         let entries = fs::read_dir(folder).unwrap();
         entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    /// A pipe in `folder`, made by the system's own tool.
+    #[cfg(unix)]
+    fn pipe(folder: &Path) -> PathBuf {
+        let path = folder.join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        path
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_or_a_folder_is_not_replaced_by_a_file() {
+        use std::os::unix::fs::FileTypeExt as _;
+        let (place, there) = place();
+        let pipe = pipe(place.path());
+        for path in [&pipe, &there] {
+            let refused = write_atomically(path, b"new").unwrap_err();
+            assert!(refused.to_string().ends_with("is not a regular file"), "{refused}");
+            assert_eq!(refused.hint().unwrap(), "name a regular file, or a link to one");
+        }
+        assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
+        assert_eq!(names(&there), ["file"]);
+        assert_eq!(names(place.path()).len(), 2);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_or_more_than_the_limit_is_not_read() {
+        let (place, there) = place();
+        for path in [pipe(place.path()), there.clone()] {
+            let refused = read_if_there(&path, 3).unwrap_err();
+            assert!(refused.to_string().ends_with("is not a regular file"), "{refused}");
+        }
+        assert_eq!(read_if_there(&there.join("file"), 3).unwrap().unwrap(), b"old");
+        let refused = read_if_there(&there.join("file"), 2).unwrap_err();
+        assert!(refused.to_string().ends_with("has 3 bytes, more than the 2 that are read"));
+        assert!(refused.hint().is_some());
+        assert_eq!(read_if_there(&there.join("none"), 2).unwrap(), None);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_followed_and_stays_a_link() {
+        let (place, there) = place();
+        let (link, nowhere) = (place.path().join("link"), place.path().join("nowhere"));
+        fs::os::unix::fs::symlink("there/file", &link).unwrap();
+        write_atomically(&link, b"new").unwrap();
+        assert_eq!(fs::read(there.join("file")).unwrap(), b"new");
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+        assert_eq!(names(&there), ["file"]);
+        fs::os::unix::fs::symlink("absent", &nowhere).unwrap();
+        let refused = write_atomically(&nowhere, b"new").unwrap_err();
+        assert!(refused.to_string().ends_with("is a link to what is not there"), "{refused}");
+        assert!(nowhere.symlink_metadata().unwrap().is_symlink());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_or_a_file_is_not_replaced_by_a_folder() {
+        let (place, there) = place();
+        for path in [pipe(place.path()), there.join("file")] {
+            let refused = FolderInProgress::beside(&path).unwrap_err();
+            assert!(refused.to_string().ends_with("is not a folder"), "{refused}");
+            assert!(refused.hint().is_some());
+        }
+        let link = place.path().join("link");
+        fs::os::unix::fs::symlink("there", &link).unwrap();
+        let folder = FolderInProgress::beside(&link).unwrap();
+        write_atomically(&folder.path().join("file"), b"new").unwrap();
+        folder.finish(true).unwrap();
+        assert_eq!(fs::read(there.join("file")).unwrap(), b"new");
+        assert!(link.symlink_metadata().unwrap().is_symlink());
     }
 
     #[test]

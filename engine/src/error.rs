@@ -21,7 +21,7 @@ pub enum EngineError {
     #[error(transparent)]
     Base(#[from] BaseError),
     /// A file cannot be read or written.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// JSON of ours or of PEFT is not what it should be.
     #[error("`{}` is not valid", path.display())]
@@ -97,6 +97,14 @@ pub enum EngineError {
         extra: usize,
         /// `max_position_embeddings`.
         limit: usize,
+    },
+    /// A chat over a pipe, some of whose lines came to nothing.
+    #[error("{failed} of {lines} lines could not be done")]
+    Unanswered {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        lines: usize,
     },
     /// Windows that leave tokens out between them.
     #[error("a stride of {stride} tokens would skip some between windows of {window}")]
@@ -209,8 +217,10 @@ impl Diagnose for EngineError {
             Self::Diverged { .. } => "lower `train.optimizer.adamw.lr` or lengthen the warm-up",
             Self::StreamEnded { .. } => "please report this as a defect, with the recipe",
             Self::TooLong { .. } => {
-                "shorten the text, lower `--max-new-tokens`, or choose a base with a longer context"
+                "shorten the text (`/reset` begins a chat anew), lower `--max-new-tokens`, or choose a \
+                 base with a longer context"
             }
+            Self::Unanswered { .. } => "the errors above say why",
             Self::Stride { .. } => "give a smaller `--stride`, or a larger `--window`",
             Self::Window { .. } => "give a smaller `--window`",
             Self::NoNumber { .. } => {

@@ -19,7 +19,8 @@ a message. Nothing of the conversation is kept on disk.
 Example:
   heirloom chat runs/quickstart --temperature 0.7")]
 pub(super) struct Arguments {
-    /// A base folder, a run folder, or an adapter folder in PEFT format.
+    /// A base folder, a run folder, an adapter folder in PEFT format, or a model of the hub:
+    /// `hf://org/name@revision`
     target: PathBuf,
     /// The first message of the conversation
     #[arg(long, value_name = "TEXT")]

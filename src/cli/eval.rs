@@ -25,7 +25,8 @@ Examples:
   heirloom eval data/seedling --suite data/catalogue/test.parquet --purpose dpv:ServiceProvision
   heirloom eval data/seedling --suite perplexity --text README.md --window 512 --format json")]
 pub(super) struct Arguments {
-    /// A base folder, a run folder, or an adapter folder in PEFT format.
+    /// A base folder, a run folder, an adapter folder in PEFT format, or a model of the hub:
+    /// `hf://org/name@revision`
     target: PathBuf,
     /// Name of a suite in the run's recipe, a Parquet file, or `perplexity` with `--text`.
     #[arg(long)]
@@ -37,7 +38,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "TERM")]
     purpose: Vec<String>,
     /// Longest answer, in tokens [default: the suite's, or 128]
-    #[arg(long, value_name = "N", value_parser = target::at_least_one)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = target::at_least_one)]
     max_new_tokens: Option<usize>,
     /// Precision to compute in [default: that of the run, or float32]
     #[arg(long, value_enum)]
@@ -47,11 +48,12 @@ pub(super) struct Arguments {
     text: Option<PathBuf>,
     /// Tokens of the text that are run together [default: as many as the model was made for,
     /// at most 2048]
-    #[arg(long, value_name = "N", value_parser = at_least_two, requires = "text")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = at_least_two, requires = "text")]
     window: Option<usize>,
     /// Tokens from the beginning of one window to that of the next; a smaller one gives every
-    /// token more of the text before it and takes longer [default: the window]
-    #[arg(long, value_name = "N", value_parser = target::at_least_one, requires = "text")]
+    /// token more of the text before it and takes longer. Overlapping windows score each token
+    /// once, and the mean is over scored tokens [default: the window]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = target::at_least_one, requires = "text")]
     stride: Option<usize>,
     /// Where to compute the suite `perplexity`: `cpu`, `cuda` or `cuda:N` [default: cpu]
     #[arg(long, requires = "text")]

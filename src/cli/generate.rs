@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use super::exit::ExitStatus;
 use super::printer::Printer;
 use super::target;
-use crate::diagnose::Failure;
+use crate::diagnose::{Diagnose, Failure};
+use crate::files;
 use crate::generation::Options;
 use crate::job::{self, Asked, Generate, Job};
 use crate::recipe::Dtype;
@@ -27,7 +28,8 @@ Examples:
   heirloom generate runs/quickstart --input requests.jsonl --output answers.jsonl"
 )]
 pub(super) struct Arguments {
-    /// A base folder, a run folder, or an adapter folder in PEFT format.
+    /// A base folder, a run folder, an adapter folder in PEFT format, or a model of the hub:
+    /// `hf://org/name@revision`
     target: PathBuf,
     #[command(flatten)]
     asked: AskedArguments,
@@ -41,7 +43,7 @@ pub(super) struct Arguments {
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Requests that are decoded together
-    #[arg(long, default_value_t = BATCH_SIZE, value_name = "N", value_parser = target::at_least_one)]
+    #[arg(long, default_value_t = BATCH_SIZE, value_name = "N", allow_negative_numbers = true, value_parser = target::at_least_one)]
     batch_size: usize,
     /// Precision to compute in [default: that of the run, or float32]
     #[arg(long, value_enum)]
@@ -84,7 +86,36 @@ impl AskedArguments {
     }
 }
 
+/// An output that would be lost, or would lose the input.
+#[derive(Debug, thiserror::Error)]
+enum GenerateError {
+    #[error("`--output` names the file of the requests, `{}`", path.display())]
+    OverInput { path: PathBuf },
+}
+
+impl Diagnose for GenerateError {
+    fn hint(&self) -> Option<String> {
+        Some("give the answers a file of their own".to_owned())
+    }
+}
+
+impl Arguments {
+    /// Looked at before anything is computed: an answer may take hours.
+    fn check_output(&self) -> Result<(), Failure> {
+        let Some(output) = &self.output else { return Ok(()) };
+        let place = files::place_of_file(output)?.canonicalize().ok();
+        let inputs = [&self.asked.file, &self.asked.input].into_iter().flatten();
+        for path in inputs {
+            if place.is_some() && path.canonicalize().ok() == place {
+                return Err(GenerateError::OverInput { path: path.clone() }.into());
+            }
+        }
+        Ok(())
+    }
+}
+
 pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
+    arguments.check_output()?;
     let target = target::resolve(&arguments.target, printer)?.target(arguments.dtype);
     let settings = arguments.options.resolve(&target.base)?;
     let job = Job::Generate(Generate {

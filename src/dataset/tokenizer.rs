@@ -1,25 +1,36 @@
 //! The files of a base folder that say how text becomes tokens.
 //!
-//! Owns reading them as Transformers reads them, old and new; [`super::chat`] uses them.
+//! Owns reading them as Transformers reads them, old and new; [`super::chat`] uses them. What
+//! `tokenizer_config.json` says is understood in [`config`].
 //!
 //! Reference: `PreTrainedTokenizerBase.from_pretrained` and `TokenizersBackend` of
 //! Transformers 5.23.
 
+mod config;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use fs_err as fs;
 use serde::Deserialize;
-use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer};
+use tokenizers::{PostProcessorWrapper, Tokenizer};
 
+use self::config::{ChatTemplate, TokenizerConfig};
 use super::chat::ChatError;
+use crate::files::{read_bounded, read_if_there};
 
 /// Largest `tokenizer.json` that is read; the largest published ones have 40 MB.
-const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+pub(super) const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
-/// Special tokens that Transformers gives to templates by name.
-const NAMED_TOKENS: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// Largest `tokenizer_config.json` that is read: one with 100 000 added tokens has 20 MB.
+const MAX_CONFIG_BYTES: u64 = 32 << 20;
+
+/// Largest `generation_config.json` that is read.
+const MAX_GENERATION_BYTES: u64 = 1 << 20;
+
+/// Largest template that is read; fewer bytes are compiled.
+const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 
 /// What the files of a base folder say.
 pub(super) struct Files {
@@ -53,10 +64,11 @@ impl Files {
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
         let templates = find_templates(folder, &config_path, &config)?;
         let generation = folder.join("generation_config.json");
-        let generation = read_json::<GenerationConfig>(&generation)?.unwrap_or_default();
+        let generation =
+            read_json::<GenerationConfig>(&generation, MAX_GENERATION_BYTES)?.unwrap_or_default();
         Ok(Self {
             tokenizer,
-            special_tokens: config.special_tokens(),
+            special_tokens: config.special_tokens(&config_path)?,
             templates,
             generation_stop: generation.eos_token_id,
         })
@@ -72,22 +84,20 @@ pub(crate) fn open(folder: &Path) -> Result<Tokenizer, ChatError> {
 
 fn open_with_config(folder: &Path) -> Result<(Tokenizer, TokenizerConfig), ChatError> {
     let config_path = folder.join("tokenizer_config.json");
-    let config = read_json::<TokenizerConfig>(&config_path)?.unwrap_or_default();
+    let config = read_json::<TokenizerConfig>(&config_path, MAX_CONFIG_BYTES)?.unwrap_or_default();
     let path = folder.join("tokenizer.json");
     let wrong = |path: &Path| {
         let path = path.to_owned();
         move |error: tokenizers::Error| ChatError::Tokenizer { path, reason: error.to_string() }
     };
-    let bytes = fs::metadata(&path)?.len();
-    if bytes > MAX_TOKENIZER_BYTES {
-        let reason = format!("{bytes} bytes, more than the {MAX_TOKENIZER_BYTES} that are read");
-        return Err(ChatError::Tokenizer { path, reason });
-    }
-    let mut tokenizer = Tokenizer::from_bytes(fs::read(&path)?).map_err(wrong(&path))?;
+    let bytes = read_bounded(&path, MAX_TOKENIZER_BYTES)?;
+    let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(wrong(&path))?;
     // Both only when asked for, in Transformers.
     tokenizer.with_truncation(None).map_err(wrong(&path))?;
     tokenizer.with_padding(None);
-    config.add_tokens(&mut tokenizer).map_err(wrong(&config_path))?;
+    let tokens = config.lacking_tokens(&tokenizer, &config_path)?;
+    tokenizer.add_tokens(tokens).map_err(wrong(&config_path))?;
+    tokenizer.set_encode_special_tokens(config.split_special_tokens);
     Ok((tokenizer, config))
 }
 
@@ -98,10 +108,13 @@ fn find_templates(
     config: &TokenizerConfig,
 ) -> Result<Templates, ChatError> {
     let read = |path: PathBuf| -> Result<Option<TemplateSource>, ChatError> {
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let source = fs::read_to_string(&path)?;
+        let Some(bytes) = read_if_there(&path, MAX_TEMPLATE_BYTES)? else { return Ok(None) };
+        let not_utf8 = || ChatError::TemplateSyntax {
+            path: path.clone(),
+            line: 1,
+            reason: "it is not UTF-8".to_owned(),
+        };
+        let source = String::from_utf8(bytes).map_err(|_| not_utf8())?;
         Ok(Some(TemplateSource { path, source }))
     };
     let additional = folder.join("additional_chat_templates");
@@ -135,83 +148,17 @@ fn find_templates(
     Ok(found)
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, ChatError> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let bytes = fs::read(path)?;
+fn read_json<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    limit: u64,
+) -> Result<Option<T>, ChatError> {
+    let Some(bytes) = read_if_there(path, limit)? else { return Ok(None) };
     serde_json::from_slice(&bytes).map(Some).map_err(|error| ChatError::Json {
         path: path.to_owned(),
         line: error.line(),
         column: error.column(),
         reason: error.to_string(),
     })
-}
-
-/// What is read of `tokenizer_config.json`.
-#[derive(Debug, Default, Deserialize)]
-struct TokenizerConfig {
-    #[serde(default)]
-    chat_template: Option<ChatTemplate>,
-    #[serde(flatten)]
-    rest: BTreeMap<String, serde_json::Value>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum ChatTemplate {
-    One(String),
-    Named(Vec<NamedTemplate>),
-}
-
-#[derive(Debug, Deserialize)]
-struct NamedTemplate {
-    name: String,
-    template: String,
-}
-
-impl TokenizerConfig {
-    /// Adds the tokens that `tokenizer.json` lacks or has with other flags, in the order of
-    /// their ids, and the named ones that are still missing, as Transformers does on loading.
-    fn add_tokens(&self, tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
-        let present = tokenizer.get_added_tokens_decoder();
-        let has = |token: &AddedToken| present.values().any(|there| there == token);
-        let mut missing: Vec<AddedToken> = self.declared_tokens();
-        missing.retain(|token| !has(token));
-        for content in self.special_tokens().into_values() {
-            let known = present.values().any(|there| there.content == content)
-                || missing.iter().any(|token| token.content == content);
-            if !known {
-                missing.push(AddedToken::from(content, true));
-            }
-        }
-        if !missing.is_empty() {
-            tokenizer.add_tokens(missing)?;
-        }
-        Ok(())
-    }
-
-    /// `added_tokens_decoder`, by id.
-    fn declared_tokens(&self) -> Vec<AddedToken> {
-        let Some(declared) = self.rest.get("added_tokens_decoder") else { return Vec::new() };
-        let by_id: BTreeMap<u32, AddedToken> =
-            serde_json::from_value(declared.clone()).unwrap_or_default();
-        let named = self.special_tokens();
-        let special = |token: AddedToken| {
-            let special = token.special || named.values().any(|name| *name == token.content);
-            token.special(special)
-        };
-        by_id.into_values().map(special).collect()
-    }
-
-    /// `bos_token`, `eos_token` and their like; older files write each as an object.
-    fn special_tokens(&self) -> BTreeMap<String, String> {
-        let text = |value: &serde_json::Value| {
-            value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
-        };
-        let named = NAMED_TOKENS.iter().filter_map(|name| self.rest.get_key_value(*name));
-        named.filter_map(|(key, value)| Some((key.clone(), text(value)?))).collect()
-    }
 }
 
 /// What is read of `generation_config.json`.

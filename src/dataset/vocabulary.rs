@@ -17,10 +17,10 @@ use thiserror::Error;
 use tokenizers::AddedToken;
 
 use super::chat::{ChatEncoder, ChatError, Message};
-use super::tokenizer;
+use super::tokenizer::{self, MAX_TOKENIZER_BYTES};
 use crate::base::{BaseError, BaseFolder};
 use crate::diagnose::{Blame, Diagnose};
-use crate::files::write_atomically;
+use crate::files::{read_bounded, read_if_there, write_atomically};
 use crate::recipe::{self, Lora, UnknownToken};
 
 /// Largest template of a recipe that is read, in bytes.
@@ -172,19 +172,21 @@ pub fn write(files: &Files, folder: &Path) -> std::io::Result<()> {
 pub type Files = BTreeMap<&'static str, Vec<u8>>;
 
 fn read(folder: &Path) -> std::io::Result<Files> {
-    let there = FILES.into_iter().filter(|name| folder.join(name).is_file());
-    there.map(|name| Ok((name, fs::read(folder.join(name))?))).collect()
+    let mut files = Files::new();
+    for name in FILES {
+        // No file of a tokenizer is larger than its vocabulary.
+        let bytes = read_if_there(&folder.join(name), MAX_TOKENIZER_BYTES)?;
+        files.extend(bytes.map(|bytes| (name, bytes)));
+    }
+    Ok(files)
 }
 
 fn read_template(path: &Path) -> Result<Vec<u8>, VocabularyError> {
     let refuse = |source| VocabularyError::Template { path: path.to_owned(), source };
-    let bytes = fs::metadata(path).map_err(refuse)?.len();
-    if bytes > MAX_TEMPLATE_BYTES {
-        let what =
-            format!("it has {bytes} bytes, more than the {MAX_TEMPLATE_BYTES} that are read");
-        return Err(refuse(std::io::Error::other(what)));
-    }
-    Ok(fs::read_to_string(path).map_err(refuse)?.into_bytes())
+    let bytes = read_bounded(path, MAX_TEMPLATE_BYTES).map_err(refuse)?;
+    let not_utf8 = || std::io::Error::new(std::io::ErrorKind::InvalidData, "it is not UTF-8");
+    let text = String::from_utf8(bytes).map_err(|_| refuse(not_utf8()))?;
+    Ok(text.into_bytes())
 }
 
 /// Adds the tokens that are missing, and returns them with their ids; those that are there

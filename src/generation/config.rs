@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::GenerationError;
+use crate::files;
 
 /// Largest JSON file of a model that is read here, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -36,7 +37,7 @@ pub struct GenerationConfig {
 
 /// Settings of Transformers 5.23 that change the text, with the value at which they do not.
 /// What decides only speed, memory or what is returned besides the text is not here.
-const NEUTRAL: [(&str, Option<f64>); 26] = [
+const NEUTRAL: [(&str, Option<f64>); 27] = [
     ("assistant_early_exit", None),
     ("bad_words_ids", None),
     ("begin_suppress_tokens", None),
@@ -60,6 +61,7 @@ const NEUTRAL: [(&str, Option<f64>); 26] = [
     ("penalty_alpha", None),
     ("sequence_bias", None),
     ("suppress_tokens", None),
+    ("token_healing", None),
     ("top_h", None),
     ("typical_p", Some(1.0)),
     ("watermarking_config", None),
@@ -75,7 +77,7 @@ impl GenerationConfig {
     pub(super) fn check(&self) -> Result<(), GenerationError> {
         for (key, neutral) in NEUTRAL {
             let value = self.rest.get(key).unwrap_or(&Value::Null);
-            let empty = value.as_array().is_some_and(Vec::is_empty);
+            let empty = value.as_array().is_some_and(Vec::is_empty) || value == &Value::Bool(false);
             let same = neutral.is_some() && value.as_f64() == neutral;
             if !(value.is_null() || empty || same) {
                 return Err(GenerationError::Unsupported { key: key.to_owned() });
@@ -89,10 +91,9 @@ impl GenerationConfig {
 pub(super) fn read_json<T: serde::de::DeserializeOwned>(
     path: &Path,
 ) -> Result<Option<T>, GenerationError> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let bytes = super::input::read_limited(path, MAX_BYTES)?;
+    let bytes = files::read_if_there(path, MAX_BYTES)
+        .map_err(|source| GenerationError::Read { path: path.to_owned(), source })?;
+    let Some(bytes) = bytes else { return Ok(None) };
     serde_json::from_slice(&bytes).map(Some).map_err(|error| GenerationError::Json {
         path: path.to_owned(),
         line: error.line(),
@@ -132,6 +133,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diagnose::Diagnose as _;
 
     fn read(text: &str) -> Result<GenerationConfig, GenerationError> {
         let folder = tempfile::tempdir().unwrap();
@@ -151,12 +153,28 @@ mod tests {
     #[test]
     fn what_changes_the_text_and_is_unknown_is_refused() {
         let usual = r#"{"num_beams": 1, "typical_p": 1.0, "bad_words_ids": [], "use_cache": true,
-            "min_length": 0, "transformers_version": "5.23.0", "pad_token_id": 3}"#;
+            "min_length": 0, "transformers_version": "5.23.0", "pad_token_id": 3, "token_healing": false}"#;
         read(usual).unwrap().check().unwrap();
-        for unusual in [r#"{"num_beams": 4}"#, r#"{"suppress_tokens": [1]}"#] {
+        for unusual in
+            [r#"{"num_beams": 4}"#, r#"{"suppress_tokens": [1]}"#, r#"{"token_healing": true}"#]
+        {
             let refused = read(unusual).unwrap().check().unwrap_err();
             assert!(matches!(refused, GenerationError::Unsupported { .. }), "{refused}");
         }
+    }
+
+    #[test]
+    fn a_folder_in_the_place_of_the_file_or_a_huge_one_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("generation_config.json");
+        fs_err::create_dir(&path).unwrap();
+        let refused = GenerationConfig::read(folder.path()).unwrap_err();
+        assert!(matches!(&refused, GenerationError::Read { .. }), "{refused}");
+        assert!(refused.hint().unwrap().contains("regular file"));
+        fs_err::remove_dir(&path).unwrap();
+        fs_err::File::create(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        let refused = GenerationConfig::read(folder.path()).unwrap_err();
+        assert!(matches!(&refused, GenerationError::Read { .. }), "{refused}");
     }
 
     #[test]

@@ -36,34 +36,34 @@ pub const TOP_K: usize = 50;
 #[command(next_help_heading = "Decoding")]
 pub struct Options {
     /// Longest answer, in tokens [default: what the model says, or 128]
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<usize>, value_name = "N")]
     pub max_new_tokens: Option<usize>,
     /// Always take the likeliest token, whatever the model's own settings
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
     pub greedy: bool,
     /// Sample; below 1 is bolder towards the likely, above 1 more even, 0 is greedy
-    #[arg(long, value_name = "T")]
+    #[arg(long, allow_negative_numbers = true, value_name = "T")]
     pub temperature: Option<f64>,
     /// Sample from the K likeliest tokens; 0 takes the limit away
-    #[arg(long, value_name = "K")]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<usize>, value_name = "K")]
     pub top_k: Option<usize>,
     /// Sample from the fewest likeliest tokens whose probabilities reach P
-    #[arg(long, value_name = "P")]
+    #[arg(long, allow_negative_numbers = true, value_name = "P")]
     pub top_p: Option<f64>,
     /// Sample from tokens at least P times as likely as the likeliest
-    #[arg(long, value_name = "P")]
+    #[arg(long, allow_negative_numbers = true, value_name = "P")]
     pub min_p: Option<f64>,
     /// Make tokens that occurred, the prompt's too, less likely; 1 is no penalty
-    #[arg(long, value_name = "R")]
+    #[arg(long, allow_negative_numbers = true, value_name = "R")]
     pub repetition_penalty: Option<f64>,
     /// Seed of sampling: the same seed gives the same answers
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>, default_value_t = 0, value_name = "N")]
     pub seed: u64,
     /// End an answer before this text (repeat for several)
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
     /// End at this token id instead of the model's own (repeat for several)
-    #[arg(long, value_name = "ID", conflicts_with = "ignore_eos")]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u32>, value_name = "ID", conflicts_with = "ignore_eos")]
     pub eos_token_id: Vec<u32>,
     /// Go on to the full length, past every end-of-sequence token
     #[arg(long)]
@@ -71,6 +71,11 @@ pub struct Options {
     /// Leave the sampling settings of the model's `generation_config.json` aside
     #[arg(long)]
     pub no_generation_config: bool,
+}
+
+/// A number of tokens, an id or a seed.
+fn whole<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "it must be a whole number, 0 or more, and not too large".to_owned())
 }
 
 /// How tokens are chosen and when an answer ends: resolved, and within range.

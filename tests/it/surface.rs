@@ -18,6 +18,60 @@ fn help_is_data_and_shows_examples() {
 }
 
 #[test]
+fn help_names_the_hub_and_how_windows_count() {
+    let world = World::new();
+    for command in ["eval", "generate", "chat"] {
+        let ran = world.heirloom(&[command, "--help"]);
+        assert!(ran.stdout.contains("hf://org/name@revision"), "{}", ran.stdout);
+    }
+    let words = world.heirloom(&["eval", "--help"]).stdout;
+    let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("score each token once, and the mean is over scored tokens"), "{words}");
+}
+
+#[test]
+fn a_negative_number_is_out_of_range_and_no_option() {
+    let world = World::new();
+    for (option, told) in [
+        ("--top-k", "it must be a whole number, 0 or more"),
+        ("--max-new-tokens", "it must be a whole number, 0 or more"),
+        ("--seed", "it must be a whole number, 0 or more"),
+        ("--eos-token-id", "it must be a whole number, 0 or more"),
+        ("--batch-size", "it must be a whole number, at least 1"),
+        ("--temperature", "`temperature` is -1, not 0 or more"),
+        ("--top-p", "`top_p` is -1, not between 0 and 1"),
+        ("--min-p", "`min_p` is -1, not between 0 and 1"),
+        ("--repetition-penalty", "`repetition_penalty` is -1, not above 0"),
+    ] {
+        let ran = world.heirloom(&["generate", "base", "hi", option, "-1"]);
+        assert_eq!(ran.status, Some(1));
+        assert!(ran.stderr.contains(told) && !ran.stderr.contains("'-- -1'"), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn answers_over_their_own_requests_or_a_pipe_are_refused() {
+    let world = World::new();
+    let requests = "{\"prompt\": \"hi\"}\n";
+    world.write("a.jsonl", requests);
+    std::os::unix::fs::symlink("a.jsonl", world.path("link.jsonl")).unwrap();
+    for output in ["a.jsonl", "./a.jsonl", "link.jsonl"] {
+        let ran = world.heirloom(&["generate", "base", "--input", "a.jsonl", "-o", output]);
+        assert_eq!(ran.status, Some(1));
+        let told = "error: `--output` names the file of the requests, `a.jsonl`";
+        assert!(ran.stderr.starts_with(told), "{}", ran.stderr);
+    }
+    assert_eq!(world.read("a.jsonl"), requests);
+    let pipe = world.path("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let ran = world.heirloom(&["generate", "base", "--input", "a.jsonl", "-o", "pipe"]);
+    let told = "error: `pipe` is there and is not a regular file\n\nhint: name a regular file";
+    assert!(ran.stderr.starts_with(told), "{}", ran.stderr);
+    use std::os::unix::fs::FileTypeExt as _;
+    assert!(pipe.symlink_metadata().unwrap().file_type().is_fifo());
+}
+
+#[test]
 fn version_is_that_of_the_workspace() {
     let ran = World::new().heirloom(&["--version"]);
     assert_eq!(ran.stdout, format!("heirloom {}\n", heirloom::VERSION));

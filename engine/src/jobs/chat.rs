@@ -18,6 +18,7 @@ use heirloom::job::Chat;
 use self::command::{Command, HELP};
 use self::console::Console;
 use super::generate::{open, stats, within};
+use crate::error::EngineError;
 use crate::generate::reply::{Replies, replies};
 use crate::generate::{self, Finish, Past, Timing};
 use crate::model::Decoder;
@@ -44,11 +45,19 @@ pub(super) fn chat(job: &Chat, printer: Printer) -> Result<(), Failure> {
     if console.is_terminal() {
         printer.note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves");
     }
+    let (mut lines, mut failed) = (0, 0);
     while let Some(line) = console.read()? {
         match command::parse(&line) {
             Command::Exit => break,
-            command => session.run(command, &console),
+            command => {
+                lines += 1;
+                failed += usize::from(!session.run(command, &console));
+            }
         }
+    }
+    // At a terminal the failures were seen; a script sees the exit status alone.
+    if failed > 0 && !console.is_terminal() {
+        return Err(EngineError::Unanswered { failed, lines }.into());
     }
     Ok(())
 }
@@ -75,8 +84,8 @@ struct Session<'j> {
 }
 
 impl Session<'_> {
-    /// A mistake is told, and the conversation goes on.
-    fn run(&mut self, command: Command, console: &Console) {
+    /// A mistake is told, and the conversation goes on; says whether there was none.
+    fn run(&mut self, command: Command, console: &Console) -> bool {
         let done = match command {
             Command::Nothing | Command::Exit => Ok(()),
             Command::Say(content) => self.say(content, console),
@@ -99,9 +108,7 @@ impl Session<'_> {
             Command::Help => self.note(HELP),
             Command::Unknown(what) => self.note(&format!("{what}; /help lists the commands")),
         };
-        if let Err(failure) = done {
-            self.printer.failure(&failure);
-        }
+        done.inspect_err(|failure| self.printer.failure(failure)).is_ok()
     }
 
     fn note(&self, line: &str) -> Result<(), Failure> {

@@ -192,13 +192,13 @@ fn said(output: Output) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What the program prints when these lines are typed.
-fn typed(arguments: &[&str], lines: &str) -> (String, String) {
+/// How the program ends and what it prints when these lines come from a pipe.
+fn typed(arguments: &[&str], lines: &[u8]) -> (Option<i32>, String, String) {
     let mut child = heirloom(arguments).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    child.stdin.take().unwrap().write_all(lines).unwrap();
     let output = child.wait_with_output().unwrap();
-    let noted = String::from_utf8(output.stderr.clone()).unwrap();
-    (said(output), noted)
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
 const LETTER: &str = "Where is order 40718? It is for Marla Quist.";
@@ -314,7 +314,9 @@ fn a_chat_remembers_forgets_and_goes_on_after_a_mistake() {
         "{LETTER}\n/again\nWho are you?\n/reset\n{LETTER}\n/adapter off\n/set temperature much\n\
          /set top_q 1\n/nonsense\n/stats\n/set max_new_tokens 2\n{LETTER}\n/exit\nnot read\n"
     );
-    let (said, noted) = typed(&["chat", SEEDLING], &lines);
+    let (status, said, noted) = typed(&["chat", SEEDLING], lines.as_bytes());
+    assert_eq!(status, Some(1));
+    assert!(noted.contains("error: 2 of 12 lines could not be done"), "{noted}");
     let said: Vec<&str> = said.lines().collect();
     let one: Vec<&str> = one.lines().collect();
     assert_eq!(one.len(), 1, "the tests below count lines");
@@ -334,6 +336,24 @@ fn a_chat_remembers_forgets_and_goes_on_after_a_mistake() {
     ] {
         assert!(noted.contains(words), "{words}: {noted}");
     }
+}
+
+#[test]
+fn a_chat_over_a_pipe_fails_when_an_answer_did() {
+    let short = ["chat", SEEDLING, "--max-new-tokens", "1"];
+    let (status, _, noted) = typed(&short, b"hi\n");
+    assert_eq!(status, Some(0), "{noted}");
+    let long = format!("{}\nhi\n", "one two three ".repeat(2000));
+    let (status, said, noted) = typed(&short, long.as_bytes());
+    assert_eq!((status, said.lines().count()), (Some(1), 1), "{noted}");
+    assert!(noted.contains("`/reset` begins a chat anew"), "{noted}");
+    assert!(noted.contains("error: 1 of 2 lines could not be done"), "{noted}");
+}
+
+#[test]
+fn a_line_that_is_no_text_is_told_once() {
+    let (status, _, noted) = typed(&["chat", SEEDLING], b"\xff\xfe\n");
+    assert_eq!((status, noted.matches("a line is not UTF-8").count()), (Some(1), 1), "{noted}");
 }
 
 #[test]

@@ -98,6 +98,10 @@ fn read(index: &Path) -> Result<BTreeMap<String, BTreeSet<String>>, BaseError> {
         }
         shards.entry(shard).or_default().insert(tensor);
     }
+    if let Some(pickle) = shards.keys().find(|shard| is_pickle(Path::new(shard))) {
+        let folder = index.parent().unwrap_or(Path::new(".")).to_owned();
+        return Err(WeightsError::Pickle { path: folder.join(pickle), folder }.into());
+    }
     if shards.is_empty() {
         return Err(WeightsError::EmptyIndex { path: index.to_owned() }.into());
     }
@@ -124,15 +128,20 @@ fn present_all(
     Err(WeightsError::MissingShards { path: index.to_owned(), missing, shards: shards.len() })
 }
 
+/// Whether a file is, by its ending, one that Python's `pickle` reads.
+fn is_pickle(path: &Path) -> bool {
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    PICKLES.contains(&ending.to_lowercase().as_str())
+}
+
 /// Says why a folder has no weights: nothing there, or only pickle files.
 fn none(folder: &Path) -> Result<BaseError, BaseError> {
     let mut pickles = Vec::new();
     for entry in fs::read_dir(folder).map_err(BaseError::read(folder))? {
         let path = entry.map_err(BaseError::read(folder))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
         let weights = !NOT_WEIGHTS.iter().any(|beginning| name.starts_with(beginning));
-        if PICKLES.contains(&ending.to_lowercase().as_str()) && weights {
+        if is_pickle(&path) && weights {
             pickles.push(path);
         }
     }

@@ -275,11 +275,15 @@ impl<'a> Nearest<'a> {
             return None;
         }
         let others = &self.others;
-        let alike = |other: &str| strsim::jaro(other, &text);
+        // First by the parts at the end, which say what a tensor does; the beginning differs
+        // wherever a whole model stands under another name.
+        let alike = |other: &str| (same_end(other, &text), strsim::jaro(other, &text));
         let kind = self.found.entry(text.clone()).or_insert_with(|| {
-            let nearest =
-                others.keys().take(MAX_COMPARED).max_by(|a, b| alike(a).total_cmp(&alike(b)));
-            nearest.cloned()
+            let scored = others.keys().take(MAX_COMPARED).map(|other| (alike(other), other));
+            let nearest = scored.max_by(|((ends, jaro), _), ((other_ends, other_jaro), _)| {
+                ends.cmp(other_ends).then(jaro.total_cmp(other_jaro))
+            });
+            nearest.map(|(_, other)| other.clone())
         });
         let kind = kind.as_deref()?;
         let names = others.get(kind)?;
@@ -288,6 +292,11 @@ impl<'a> Nearest<'a> {
         let name = names.binary_search(&same.as_str()).map_or(names.first(), |at| names.get(at));
         name.map(|name| (*name).to_owned())
     }
+}
+
+/// How many dotted parts at their ends two names share.
+fn same_end(a: &str, b: &str) -> usize {
+    a.rsplit('.').zip(b.rsplit('.')).take_while(|(a, b)| a == b).count()
 }
 
 #[cfg(test)]
@@ -338,6 +347,20 @@ mod tests {
         let found = nearest.to("model.layers.5.attn.q_proj.weight");
         assert_eq!(found.as_deref(), Some("model.layers.0.self_attn.q_proj.weight"));
         assert_eq!(Nearest::new([]).to("norm"), None);
+    }
+
+    #[test]
+    fn a_projection_under_another_beginning_is_told_as_itself() {
+        let parts = ["q_proj", "k_proj", "v_proj", "o_proj"];
+        let found = parts.map(|part| format!("layers.3.self_attn.{part}.weight"));
+        let mut nearest = Nearest::new(found.iter().map(String::as_str));
+        for (part, found) in parts.iter().zip(&found) {
+            let asked = format!("model.layers.3.self_attn.{part}.weight");
+            assert_eq!(nearest.to(&asked).as_ref(), Some(found));
+        }
+        // A name that is no end of any other is found by its letters.
+        let found = nearest.to("layers.3.self_attn.k_proj.wieght");
+        assert_eq!(found.as_deref(), Some("layers.3.self_attn.k_proj.weight"));
     }
 
     #[test]

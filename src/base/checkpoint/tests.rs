@@ -240,6 +240,20 @@ fn pickle_files_are_refused_with_the_command_that_converts_them() {
 }
 
 #[test]
+fn an_index_that_names_pickle_shards_is_told_so() {
+    let shards = br#"{"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}"#;
+    let files: [(&str, &[u8]); 2] =
+        [(index::INDEX, shards), ("pytorch_model-00001-of-00001.bin", b"\x80\x02}q\x00.")];
+    // Also where the shard itself was not downloaded.
+    for files in [&files[..], &files[..1]] {
+        let words = refused(&folder(files));
+        let told = "`FOLDER/pytorch_model-00001-of-00001.bin` is a pickle file";
+        assert!(words.starts_with(told), "{words}");
+        assert!(words.contains("save_pretrained(o)"), "{words}");
+    }
+}
+
+#[test]
 fn a_folder_name_cannot_add_to_the_command() {
     let error = WeightsError::Pickle { path: "x".into(), folder: "x'; evil(\"".into() };
     let hint = error.hint().unwrap();

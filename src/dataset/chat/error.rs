@@ -51,12 +51,36 @@ pub enum ChatError {
         /// What is wrong there.
         reason: String,
     },
-    /// The chat template refuses the conversation.
+    /// The chat template refuses the conversation, with `raise_exception`.
     #[error("the chat template, line {line}, refuses the conversation: {reason}")]
-    Render {
+    Refused {
         /// Line of the template, from 1.
         line: usize,
         /// What it says.
+        reason: String,
+    },
+    /// The chat template takes more than a template may.
+    #[error("the chat template, line {line}, goes beyond a limit: {reason}")]
+    TemplateLimit {
+        /// Line of the template, from 1.
+        line: usize,
+        /// Beyond which.
+        reason: String,
+    },
+    /// The chat template does what cannot be done here.
+    #[error("the chat template, line {line}, cannot be rendered: {reason}")]
+    TemplateConstruct {
+        /// Line of the template, from 1.
+        line: usize,
+        /// What it does.
+        reason: String,
+    },
+    /// A value of `tokenizer_config.json` that Transformers would not take.
+    #[error("`{}`: {reason}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Which key, and what it should be.
         reason: String,
     },
     /// There are no messages.
@@ -100,7 +124,7 @@ impl Diagnose for ChatError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Read(error) => return error.hint(),
-            Self::Tokenizer { .. } | Self::Json { .. } => {
+            Self::Tokenizer { .. } | Self::Json { .. } | Self::Config { .. } => {
                 "download the base model's folder again, or save it again with Transformers"
             }
             Self::NoTemplate { .. } => {
@@ -108,7 +132,16 @@ impl Diagnose for ChatError {
             }
             Self::NoDefaultTemplate => "save the one to use as `chat_template.jinja`",
             Self::TemplateSyntax { .. } => "mend the template; Transformers' rules apply",
-            Self::Render { .. } => "bring the messages into the order and roles it asks for",
+            Self::Refused { .. } => "bring the messages into the order and roles it asks for",
+            Self::TemplateLimit { .. } => {
+                "the template is broken or hostile, or the conversation far too long: try another \
+                 template, as `chat_template.jinja`"
+            }
+            Self::TemplateConstruct { .. } => {
+                "give the messages every key that the template reads; if Transformers renders \
+                 them, the template uses what is not supported here: try another one, as \
+                 `chat_template.jinja`"
+            }
             Self::NotVerbatim { .. } => {
                 "give the message keys that the template writes, or use `train_on: all`"
             }

@@ -22,7 +22,7 @@ pub use error::ChatError;
 
 use self::spans::{Close, Turn};
 use super::conversation::Values;
-use super::template::{Ask, Failed, Template};
+use super::template::{Ask, Cause, Failed, Template};
 use super::tokenizer::{Files, TemplateSource};
 use crate::recipe::TrainOn;
 
@@ -69,7 +69,7 @@ impl ChatEncoder {
         let now = Timestamp::now();
         let compile = |source: TemplateSource| {
             Template::compile(&source.source, special_tokens.clone(), now).map_err(
-                |Failed { line, reason }| ChatError::TemplateSyntax {
+                |Failed { line, reason, .. }| ChatError::TemplateSyntax {
                     path: source.path,
                     line,
                     reason,
@@ -289,8 +289,12 @@ fn values_of(conversation: &Conversation) -> Result<Values, ChatError> {
 }
 
 impl From<Failed> for ChatError {
-    fn from(Failed { line, reason }: Failed) -> Self {
-        Self::Render { line, reason }
+    fn from(Failed { cause, line, reason }: Failed) -> Self {
+        match cause {
+            Cause::Refusal => Self::Refused { line, reason },
+            Cause::Limit => Self::TemplateLimit { line, reason },
+            Cause::Construct => Self::TemplateConstruct { line, reason },
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 use super::super::fixture::{self, TEMPLATE, special};
 use super::*;
+use crate::diagnose::Diagnose as _;
 
 fn encoder(template: &str) -> ChatEncoder {
     let folder = tempfile::tempdir().unwrap();
@@ -148,6 +149,30 @@ fn errors_of_the_template_do_not_quote_the_conversation() {
     let messages = chat(&[("user", "my secret"), ("assistant", "b")]);
     let refused = encoder(source).encode(&messages, TrainOn::Assistant).unwrap_err();
     assert!(!format!("{refused:?} {refused}").contains("secret"), "{refused:?}");
+}
+
+#[test]
+fn a_refusal_a_limit_and_a_construct_have_their_own_words() {
+    let messages = chat(&[("user", "hi"), ("assistant", "b")]);
+    let told = |source: &str| {
+        let error = encoder(source).render(&messages, false).unwrap_err();
+        (error.to_string(), error.hint().unwrap())
+    };
+    let (refused, hint) = told("{% macro m() %}{{ raise_exception('no') }}{% endmacro %}{{ m() }}");
+    assert_eq!(refused, "the chat template, line 1, refuses the conversation: no");
+    assert!(hint.contains("order and roles"), "{hint}");
+    let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
+    let forever = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
+    for limit in [endless, forever, "{{ range(10**9) | list }}"] {
+        let (limit, hint) = told(limit);
+        assert!(limit.contains("goes beyond a limit"), "{limit}");
+        assert!(hint.contains("broken or hostile"), "{hint}");
+    }
+    for construct in ["{{ 'a' | nofilter }}", "{{ messages[0].a.b }}", "{{ 1 + [] }}"] {
+        let (construct, hint) = told(construct);
+        assert!(construct.contains("cannot be rendered"), "{construct}");
+        assert!(hint.contains("not supported"), "{hint}");
+    }
 }
 
 #[test]

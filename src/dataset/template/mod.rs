@@ -63,9 +63,22 @@ impl std::fmt::Debug for Template {
     }
 }
 
+/// Why a rendering ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// The template's own `raise_exception`.
+    Refusal,
+    /// It takes more than it may.
+    Limit,
+    /// Anything else: a filter that is not there, a key that no message has.
+    Construct,
+}
+
 /// A failed compilation or rendering, in words that never carry conversation text.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Failed {
+    /// Why, in kind.
+    pub(super) cause: Cause,
     /// Line of the template, from 1.
     pub(super) line: usize,
     /// What is wrong.
@@ -91,7 +104,8 @@ impl Template {
         now: Timestamp,
     ) -> Result<Self, Failed> {
         if source.len() > MAX_SOURCE {
-            return Err(Failed { line: 1, reason: format!("it has more than {MAX_SOURCE} bytes") });
+            let reason = format!("it has more than {MAX_SOURCE} bytes");
+            return Err(Failed { cause: Cause::Limit, line: 1, reason });
         }
         // Jinja reads every line ending as a line feed, in strings too.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
@@ -164,6 +178,7 @@ impl Template {
         match found {
             Some((text, spans)) if text == plain => Ok((plain, spans)),
             _ => Err(Failed {
+                cause: Cause::Construct,
                 line: 1,
                 reason: "it changes what it marks with `{% generation %}`".to_owned(),
             }),
@@ -238,7 +253,22 @@ fn failed(error: &Error, source: &str) -> Failed {
         (ErrorKind::SyntaxError, Some(detail)) => detail.to_owned(),
         (kind, _) => kind.to_string(),
     };
-    Failed { line, reason }
+    Failed { cause: cause_of(error), line, reason }
+}
+
+fn cause_of(error: &Error) -> Cause {
+    let mut link = Some(error as &(dyn std::error::Error + 'static));
+    while let Some(error) = link {
+        if error.is::<python::Raised>() {
+            return Cause::Refusal;
+        }
+        link = error.source();
+    }
+    let limits = ["recursion limit exceeded", "range has too many elements"];
+    let detail = error.detail().unwrap_or_default();
+    let beyond = limits.into_iter().any(|limit| detail.contains(limit));
+    let limit = error.kind() == ErrorKind::OutOfFuel || beyond;
+    if limit { Cause::Limit } else { Cause::Construct }
 }
 
 #[cfg(test)]

@@ -149,8 +149,13 @@ fn counted_result(
     }
 }
 
+/// Tells what a template refuses itself from what fails in it.
+#[derive(Debug, thiserror::Error)]
+#[error("raised by the template")]
+pub(super) struct Raised;
+
 fn raise_exception(message: String) -> Result<String, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message))
+    Err(Error::new(ErrorKind::InvalidOperation, message).with_source(Raised))
 }
 
 /// `str(value)`.

@@ -49,7 +49,10 @@ fn generation_tags_print_nothing() {
 #[test]
 fn a_refusal_is_quoted_only_when_it_stands_in_the_template() {
     let literal = render("\n{{ raise_exception('roles must alternate') }}", &[]).unwrap_err();
-    assert_eq!(literal, Failed { line: 2, reason: "roles must alternate".to_owned() });
+    assert_eq!(
+        literal,
+        Failed { cause: Cause::Refusal, line: 2, reason: "roles must alternate".to_owned() }
+    );
     let secret = [message("user", "my secret")];
     let built =
         render("{{ raise_exception('bad: ' + messages[0].content) }}", &secret).unwrap_err();
