@@ -112,7 +112,8 @@ pub(super) fn read(keys: &Keys, mut context: RopeContext) -> Result<ReadRope, Ba
     let object = old.or(new);
     context.theta = keys.positive("rope_theta")?.unwrap_or(context.theta);
     context.partial = keys.positive("partial_rotary_factor")?.unwrap_or(context.partial);
-    context.original = keys.size("original_max_position_embeddings")?;
+    let original = keys.size("original_max_position_embeddings")?;
+    context.original = original.or(context.original);
     read_object(keys, object, context)
 }
 

@@ -25,7 +25,8 @@ pub(super) fn phi3(keys: &Keys) -> Result<Architecture, BaseError> {
     for key in ["full_attn_mod", "interpolate_factor"] {
         keys.only(key, &json!(1))?;
     }
-    let context = RopeContext { phi3: true, ..dense.rope(10_000.0) };
+    // Where it is absent, Transformers takes this length, whatever the scaling itself says.
+    let context = RopeContext { phi3: true, original: Some(4096), ..dense.rope(10_000.0) };
     let rope = rope::read(keys, context)?;
     let defaults = Defaults { model_type: "phi3", theta: 10_000.0, tied: false };
     dense.build_with(defaults, vec![rope], |dense, index| {
