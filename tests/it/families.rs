@@ -75,6 +75,12 @@ fn what_published_configs_ask_for_is_what_is_described() {
     let factor = (1.0 + 32f64.ln() / 4096f64.ln()).sqrt();
     assert!((phi.ropes[0].attention_factor - factor).abs() < 1e-12);
     assert_eq!(phi.ropes[0].dim, 96);
+    // Where Phi's own key is absent its default counts, whatever the scaling says.
+    let mut config = published("phi-4-mini");
+    config.as_object_mut().unwrap().remove("original_max_position_embeddings");
+    config["rope_scaling"]["original_max_position_embeddings"] = json!(32);
+    let phi = self::open(&config).unwrap();
+    assert!(matches!(phi.ropes[0].scaling, RopeScaling::LongRope { original: 4096, .. }));
     let smol = open("smollm3-3b");
     let rotated = |index: usize| match &smol.layers[index].attention {
         Attention::Grouped(grouped) => grouped.rope.is_some(),
