@@ -13,8 +13,10 @@ use heirloom::cli::printer::Printer;
 use heirloom::dataset::chat::ChatEncoder;
 use heirloom::diagnose::Failure;
 use heirloom::job::{Job, Target};
+use tch::Device;
 
 use crate::adapter::peft;
+use crate::error::EngineError;
 use crate::model::Decoder;
 
 /// Does one job.
@@ -29,23 +31,27 @@ pub fn run(job: &Job, printer: Printer) -> Result<(), Failure> {
     }
 }
 
-/// The base of a target, with the rows that its adapter trains.
-fn base(target: &Target) -> Result<BaseFolder, Failure> {
-    let mut base = BaseFolder::open(&target.base, false)?;
-    if let Some(folder) = &target.adapter {
-        base.grow(peft::rows(folder)?)?;
-    }
-    Ok(base)
+/// Loads what a [`Target`] names, and what talks with it.
+fn open(target: &Target) -> Result<(Decoder, ChatEncoder), Failure> {
+    let encoder = ChatEncoder::open(target.words())?;
+    Ok((model(target, encoder.vocab_size(), Device::Cpu)?, encoder))
 }
 
-/// Loads what a [`Target`] names.
-fn open(target: &Target) -> Result<(Decoder, ChatEncoder), Failure> {
-    let base = base(target)?;
-    let encoder = ChatEncoder::open(target.words())?;
-    base.fits_tokenizer(encoder.vocab_size())?;
-    let mut model = Decoder::open(&base, target.dtype)?;
+/// Loads the model of a target onto a device, for a tokenizer that needs `rows` rows.
+fn model(target: &Target, rows: usize, device: Device) -> Result<Decoder, Failure> {
+    let mut base = BaseFolder::open(&target.base, false)?;
+    if let Some(folder) = &target.adapter {
+        // Rows that the adapter trains may lie beyond those of the base.
+        base.grow(peft::rows(folder)?)?;
+    }
+    base.fits_tokenizer(rows)?;
+    let mut model = Decoder::open_on(&base, target.dtype, device)?;
     if let Some(folder) = &target.adapter {
         peft::attach(&mut model, folder)?;
+        for low_rank in model.linears_mut().filter_map(|linear| linear.low_rank.as_mut()) {
+            low_rank.a = low_rank.a.f_to(device).map_err(EngineError::from)?;
+            low_rank.b = low_rank.b.f_to(device).map_err(EngineError::from)?;
+        }
     }
-    Ok((model, encoder))
+    Ok(model)
 }

@@ -17,7 +17,7 @@ use heirloom::job::Chat;
 
 use self::command::{Command, HELP};
 use self::console::Console;
-use super::generate::{open, stats, within};
+use super::generate::{stats, within};
 use crate::error::EngineError;
 use crate::generate::reply::{Replies, replies};
 use crate::generate::{self, Finish, Past, Timing};
@@ -27,7 +27,7 @@ use crate::model::Decoder;
 pub(super) fn chat(job: &Chat, printer: Printer) -> Result<(), Failure> {
     let text = Text::open(job.target.words(), false)?;
     let mut session = Session {
-        model: open(&job.target, &text)?,
+        model: super::model(&job.target, text.vocab_size(), tch::Device::Cpu)?,
         text,
         job,
         options: job.options.clone(),

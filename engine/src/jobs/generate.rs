@@ -8,10 +8,9 @@ use heirloom::files;
 use heirloom::generation::Settings;
 use heirloom::generation::input::{self, Request};
 use heirloom::generation::text::Text;
-use heirloom::job::{Asked, Generate, Target};
+use heirloom::job::{Asked, Generate};
 use serde::Serialize;
 
-use crate::adapter::peft;
 use crate::error::EngineError;
 use crate::generate::reply::{Reply, replies};
 use crate::generate::{self, Finish, Prompt, Timing};
@@ -43,7 +42,7 @@ pub(super) fn generate(job: &Generate, printer: Printer) -> Result<(), Failure> 
     let system = job.system.as_deref();
     let prompts: Vec<Vec<u32>> =
         requests.iter().map(|request| text.prompt(request, system)).collect::<Result<_, _>>()?;
-    let model = open(&job.target, &text)?;
+    let model = super::model(&job.target, text.vocab_size(), tch::Device::Cpu)?;
     printer.note(&job.settings.to_string());
     let timing = if many || job.output.is_some() {
         let (answers, timing) = answer_all(job, &model, &text, &prompts, printer)?;
@@ -60,17 +59,6 @@ pub(super) fn generate(job: &Generate, printer: Printer) -> Result<(), Failure> 
         printer.note(&stats(&timing));
     }
     Ok(())
-}
-
-/// Loads the model that `text` is spoken to.
-pub(super) fn open(target: &Target, text: &Text) -> Result<Decoder, Failure> {
-    let base = super::base(target)?;
-    base.fits_tokenizer(text.vocab_size())?;
-    let mut model = Decoder::open(&base, target.dtype)?;
-    if let Some(folder) = &target.adapter {
-        peft::attach(&mut model, folder)?;
-    }
-    Ok(model)
 }
 
 /// The answer, printed as it comes.

@@ -6,15 +6,13 @@ use std::time::Instant;
 use heirloom::cli::printer::Printer;
 use heirloom::dataset::text;
 use heirloom::diagnose::Failure;
-use heirloom::job::{Device, Perplexity, Target};
+use heirloom::job::{Device, Perplexity};
 use heirloom::recipe::Dtype;
 use serde::Serialize;
 
-use crate::adapter::peft;
 use crate::device;
 use crate::error::EngineError;
 use crate::eval::perplexity;
-use crate::model::Decoder;
 
 /// Longest window where none is asked for: what most published figures were taken with.
 const DEFAULT_WINDOW: usize = 2048;
@@ -39,7 +37,10 @@ struct Report<'a> {
 /// Measures how well a model predicts a text.
 pub(super) fn perplexity(job: &Perplexity, printer: Printer) -> Result<(), Failure> {
     let tokens = text::tokens(&job.text, job.target.words())?;
-    let model = open(&job.target, job.device, &tokens)?;
+    // Before anything else asks libtorch: it learns of CUDA now or never.
+    let device = device::open(job.device)?;
+    let rows = tokens.iter().max().map_or(0, |token| *token as usize + 1);
+    let model = super::model(&job.target, rows, device)?;
     let limit = model.architecture.max_position_embeddings;
     let window = job.window.unwrap_or(limit.min(DEFAULT_WINDOW));
     let stride = job.stride.unwrap_or(window);
@@ -76,21 +77,4 @@ pub(super) fn perplexity(job: &Perplexity, printer: Printer) -> Result<(), Failu
         format!("{:.4}", report.perplexity),
     ];
     Ok(printer.table(["text", "tokens scored", "nats per token", "perplexity"], &[row])?)
-}
-
-/// Loads a model onto a device; that its folder has a chat template is not asked.
-fn open(target: &Target, device: Device, tokens: &[u32]) -> Result<Decoder, Failure> {
-    // First of all: libtorch learns of CUDA now or never.
-    let device = device::open(device)?;
-    let base = super::base(target)?;
-    base.fits_tokenizer(tokens.iter().max().map_or(0, |token| *token as usize + 1))?;
-    let mut model = Decoder::open_on(&base, target.dtype, device)?;
-    if let Some(folder) = &target.adapter {
-        peft::attach(&mut model, folder)?;
-        for low_rank in model.linears_mut().filter_map(|linear| linear.low_rank.as_mut()) {
-            low_rank.a = low_rank.a.f_to(device).map_err(EngineError::from)?;
-            low_rank.b = low_rank.b.f_to(device).map_err(EngineError::from)?;
-        }
-    }
-    Ok(model)
 }
