@@ -168,17 +168,22 @@ struct GenerationConfig {
     eos_token_id: Vec<u32>,
 }
 
-fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+/// A list of which Transformers writes a single value without its brackets, and none as null.
+pub(crate) fn one_or_many<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: serde::Deserializer<'de>,
+{
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Ids {
-        One(u32),
-        Many(Vec<u32>),
+    enum Values<T> {
+        One(T),
+        Many(Vec<T>),
         Nothing(()),
     }
-    Ok(match Ids::deserialize(deserializer)? {
-        Ids::One(id) => vec![id],
-        Ids::Many(ids) => ids,
-        Ids::Nothing(()) => Vec::new(),
+    Ok(match Values::deserialize(deserializer)? {
+        Values::One(value) => vec![value],
+        Values::Many(values) => values,
+        Values::Nothing(()) => Vec::new(),
     })
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::GenerationError;
+use crate::dataset::tokenizer::one_or_many;
 use crate::files;
 
 /// Largest JSON file of a model that is read here, in bytes.
@@ -108,26 +109,6 @@ where
     D: Deserializer<'de>,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
-/// Transformers writes a single value without its list.
-pub(super) fn one_or_many<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
-where
-    T: Deserialize<'de>,
-    D: Deserializer<'de>,
-{
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Values<T> {
-        One(T),
-        Many(Vec<T>),
-        Nothing(()),
-    }
-    Ok(match Values::deserialize(deserializer)? {
-        Values::One(value) => vec![value],
-        Values::Many(values) => values,
-        Values::Nothing(()) => Vec::new(),
-    })
 }
 
 #[cfg(test)]

@@ -10,11 +10,11 @@ use serde::Deserialize;
 use tokenizers::Tokenizer;
 
 use super::GenerationError;
-use super::config::{GenerationConfig, one_or_many, read_json};
+use super::config::{GenerationConfig, read_json};
 use super::input::{Prompt, Request};
 use crate::dataset::chat::ChatEncoder;
 use crate::dataset::conversation::Message;
-use crate::dataset::tokenizer;
+use crate::dataset::tokenizer::{self, one_or_many};
 use crate::diagnose::Failure;
 
 /// A model's tokenizer, and how it is spoken to.
