@@ -48,6 +48,48 @@ struct Latent {
     latent: i64,
 }
 
+impl Projections {
+    fn grouped(grouped: &base::GroupedAttention, tensors: &mut Tensors) -> Result<Self> {
+        let qkv = match &grouped.qkv {
+            Qkv::Separate(each) => each.as_slice(),
+            Qkv::Fused(fused) => std::slice::from_ref(fused),
+        };
+        Ok(Self::Grouped {
+            qkv: qkv.iter().map(|linear| tensors.linear(linear)).collect::<Result<_>>()?,
+            qk_norm: match &grouped.qk_norm {
+                Some((q, k)) => Some((tensors.norm(q)?, tensors.norm(k)?)),
+                None => None,
+            },
+            heads: grouped.heads as i64,
+            kv_heads: grouped.kv_heads as i64,
+            head_dim: grouped.head_dim as i64,
+        })
+    }
+
+    fn latent(latent: &base::LatentAttention, tensors: &mut Tensors) -> Result<Self> {
+        let (q, q_norm) = match &latent.q {
+            LatentQuery::Full(q) => (vec![tensors.linear(q)?], None),
+            LatentQuery::LowRank(a, norm, b) => {
+                (vec![tensors.linear(a)?, tensors.linear(b)?], Some(tensors.norm(norm)?))
+            }
+        };
+        Ok(Self::Latent {
+            q,
+            q_norm,
+            kv_a: tensors.linear(&latent.kv_a)?,
+            kv_a_norm: tensors.norm(&latent.kv_a_norm)?,
+            kv_b: tensors.linear(&latent.kv_b)?,
+            widths: Latent {
+                heads: latent.heads as i64,
+                nope: latent.nope_dim as i64,
+                rope: latent.rope_dim as i64,
+                value: latent.value_dim as i64,
+                latent: latent.latent as i64,
+            },
+        })
+    }
+}
+
 impl Attention {
     /// Takes the tensors of `attention`; `ropes` tells which embeddings are interleaved.
     pub(super) fn build(
@@ -55,71 +97,25 @@ impl Attention {
         ropes: &[base::Rope],
         tensors: &mut Tensors,
     ) -> Result<Self> {
-        let scores = |scores: &base::Scores, tensors: &mut Tensors| -> Result<Scores> {
-            let sinks = scores.sinks.as_ref().map(|sinks| tensors.take(sinks)).transpose()?;
-            Ok(Scores {
-                scale: scores.scale,
-                window: scores.sliding_window.map(|window| window as i64),
-                softcap: scores.softcap,
-                sinks,
-                dropout: scores.dropout,
-            })
-        };
-        let interleaved = |rope: usize| ropes.get(rope).is_some_and(|rope| rope.interleaved);
-        match attention {
+        let (projections, o, rope, scores) = match attention {
             base::Attention::Grouped(grouped) => {
-                let qkv = match &grouped.qkv {
-                    Qkv::Separate(each) => each.as_slice(),
-                    Qkv::Fused(fused) => std::slice::from_ref(fused),
-                };
-                let projections = Projections::Grouped {
-                    qkv: qkv.iter().map(|linear| tensors.linear(linear)).collect::<Result<_>>()?,
-                    qk_norm: match &grouped.qk_norm {
-                        Some((q, k)) => Some((tensors.norm(q)?, tensors.norm(k)?)),
-                        None => None,
-                    },
-                    heads: grouped.heads as i64,
-                    kv_heads: grouped.kv_heads as i64,
-                    head_dim: grouped.head_dim as i64,
-                };
-                Ok(Self {
-                    projections,
-                    o: tensors.linear(&grouped.o)?,
-                    rope: grouped.rope,
-                    interleaved: grouped.rope.is_some_and(interleaved),
-                    scores: scores(&grouped.scores, tensors)?,
-                })
+                (Projections::grouped(grouped, tensors)?, &grouped.o, grouped.rope, &grouped.scores)
             }
             base::Attention::Latent(latent) => {
-                let (q, q_norm) = match &latent.q {
-                    LatentQuery::Full(q) => (vec![tensors.linear(q)?], None),
-                    LatentQuery::LowRank(a, norm, b) => {
-                        (vec![tensors.linear(a)?, tensors.linear(b)?], Some(tensors.norm(norm)?))
-                    }
-                };
-                let projections = Projections::Latent {
-                    q,
-                    q_norm,
-                    kv_a: tensors.linear(&latent.kv_a)?,
-                    kv_a_norm: tensors.norm(&latent.kv_a_norm)?,
-                    kv_b: tensors.linear(&latent.kv_b)?,
-                    widths: Latent {
-                        heads: latent.heads as i64,
-                        nope: latent.nope_dim as i64,
-                        rope: latent.rope_dim as i64,
-                        value: latent.value_dim as i64,
-                        latent: latent.latent as i64,
-                    },
-                };
-                Ok(Self {
-                    projections,
-                    o: tensors.linear(&latent.o)?,
-                    rope: Some(latent.rope),
-                    interleaved: interleaved(latent.rope),
-                    scores: scores(&latent.scores, tensors)?,
-                })
+                let projections = Projections::latent(latent, tensors)?;
+                (projections, &latent.o, Some(latent.rope), &latent.scores)
             }
-        }
+        };
+        let interleaved = rope.and_then(|rope| ropes.get(rope)).is_some_and(|r| r.interleaved);
+        let sinks = scores.sinks.as_ref().map(|sinks| tensors.take(sinks)).transpose()?;
+        let scores = Scores {
+            scale: scores.scale,
+            window: scores.sliding_window.map(|window| window as i64),
+            softcap: scores.softcap,
+            sinks,
+            dropout: scores.dropout,
+        };
+        Ok(Self { projections, o: tensors.linear(o)?, rope, interleaved, scores })
     }
 
     /// Over rows `[n, hidden]`. `ropes` are the angles of every rotary embedding; `attend` gets

@@ -28,6 +28,8 @@ pub struct Decoder {
     pub kind: Kind,
     /// `[vocab_size, hidden_size]`.
     pub embedding: Tensor,
+    /// What embedded tokens are multiplied with, rounded where the family rounds it.
+    embedding_scale: Option<f64>,
     pub(super) ropes: Vec<Rotary>,
     pub(super) blocks: Vec<Block>,
     norm: Norm,
@@ -78,6 +80,7 @@ impl Decoder {
                 false => tensors.take(OUTPUT)?,
             },
             embedding,
+            embedding_scale: embedding_scale(architecture.embedding_scale, kind)?,
             architecture: architecture.clone(),
             kind,
             replaced: Replaced::default(),
@@ -187,13 +190,9 @@ impl Decoder {
             None => Tensor::f_embedding(&self.embedding, tokens, -1, false, false)?,
         };
         let rows = rows.f_to_kind(self.kind)?;
-        match self.architecture.embedding_scale {
-            EmbeddingScale::One => Ok(rows),
-            EmbeddingScale::Exact(scale) => Ok(rows.f_mul_scalar(scale)?),
-            EmbeddingScale::Rounded(scale) => {
-                let scale = Tensor::f_from_slice(&[scale])?.f_to_kind(Kind::Float)?;
-                Ok(rows.f_mul_scalar(scale.f_to_kind(self.kind)?.f_double_value(&[0])?)?)
-            }
+        match self.embedding_scale {
+            Some(scale) => Ok(rows.f_mul_scalar(scale)?),
+            None => Ok(rows),
         }
     }
 
@@ -250,6 +249,17 @@ impl Block {
             branch = branch.f_mul_scalar(self.residual_multiplier)?;
         }
         Ok(x.f_add(&branch)?)
+    }
+}
+
+fn embedding_scale(scale: EmbeddingScale, kind: Kind) -> Result<Option<f64>> {
+    match scale {
+        EmbeddingScale::One => Ok(None),
+        EmbeddingScale::Exact(scale) => Ok(Some(scale)),
+        EmbeddingScale::Rounded(scale) => {
+            let scale = Tensor::f_from_slice(&[scale])?.f_to_kind(Kind::Float)?;
+            Ok(Some(scale.f_to_kind(kind)?.f_double_value(&[0])?))
+        }
     }
 }
 
