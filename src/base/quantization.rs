@@ -9,10 +9,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::BaseError;
-use super::checkpoint::read_bounded;
-
-/// Largest `config.json` that is read.
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
+use super::families::read_config;
 
 #[derive(Deserialize)]
 struct Config {
@@ -29,10 +26,7 @@ struct Quantization {
 /// The size of an fp8 block, where the config of a folder names one. Methods that cannot be
 /// undone are refused.
 pub(super) fn fp8_block(folder: &Path) -> Result<Option<[usize; 2]>, BaseError> {
-    let path = folder.join("config.json");
-    let text = read_bounded(&path, MAX_CONFIG_BYTES)?;
-    let Config { quantization_config } = serde_json::from_slice(&text)
-        .map_err(|source| BaseError::Json { path: path.clone(), source })?;
+    let (path, Config { quantization_config }) = read_config(folder)?;
     let Some(Quantization { quant_method, fmt, weight_block_size }) = quantization_config else {
         return Ok(None);
     };

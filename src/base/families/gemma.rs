@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 use super::{Defaults, Dense, activation};
 use crate::base::BaseError;
 use crate::base::architecture::{
-    Activation, Architecture, Attention, EmbeddingScale, GroupedAttention, Layer, LayerNorms,
-    NormKind,
+    Activation, Architecture, EmbeddingScale, GroupedAttention, Layer, LayerNorms, NormKind,
 };
 use crate::base::keys::Keys;
 use crate::base::rope;
@@ -24,9 +23,7 @@ pub(super) fn gemma(keys: &Keys) -> Result<Architecture, BaseError> {
     let bias = keys.flag("attention_bias")?;
     let defaults = Defaults { model_type: "gemma", theta: 10_000.0, tied: true };
     let architecture = dense.build(defaults, |dense, index| {
-        let mut layer = dense.layer(index);
-        layer.attention = Attention::Grouped(dense.attention(index).with_bias(bias, bias));
-        Ok(layer)
+        Ok(dense.layer_with(index, dense.attention(index).with_bias(bias, bias)))
     })?;
     Ok(scaled(architecture))
 }
@@ -134,14 +131,13 @@ impl SoftCaps {
 fn four_norms(dense: &Dense, index: usize, attention: GroupedAttention) -> Layer {
     let norm = |name| Some(dense.layer_norm(index, name));
     Layer {
-        attention: Attention::Grouped(attention),
         norms: LayerNorms {
             before_attention: norm("input_layernorm"),
             after_attention: norm("post_attention_layernorm"),
             before_feed_forward: norm("pre_feedforward_layernorm"),
             after_feed_forward: norm("post_feedforward_layernorm"),
         },
-        ..dense.layer(index)
+        ..dense.layer_with(index, attention)
     }
 }
 

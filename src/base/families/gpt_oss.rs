@@ -8,7 +8,7 @@ use super::mixtral::{self, Routed};
 use super::{Defaults, Dense};
 use crate::base::BaseError;
 use crate::base::architecture::{
-    Architecture, Attention, ExpertWeights, FeedForward, NormKind, Router, Scoring,
+    Architecture, ExpertWeights, FeedForward, NormKind, Router, Scoring,
 };
 use crate::base::keys::Keys;
 
@@ -49,8 +49,7 @@ pub(super) fn gpt_oss(keys: &Keys) -> Result<Architecture, BaseError> {
             alpha,
             limit,
         };
-        let mut layer = dense.layer(index);
-        layer.attention = Attention::Grouped(attention);
+        let mut layer = dense.layer_with(index, attention);
         layer.feed_forward = FeedForward::Experts(mixtral::boxed(router, experts, None));
         Ok(layer)
     })

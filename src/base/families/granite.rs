@@ -4,7 +4,7 @@
 
 use super::{Defaults, Dense};
 use crate::base::BaseError;
-use crate::base::architecture::{Architecture, Attention, EmbeddingScale, FeedForward};
+use crate::base::architecture::{Architecture, EmbeddingScale};
 use crate::base::keys::Keys;
 
 pub(super) fn granite(keys: &Keys) -> Result<Architecture, BaseError> {
@@ -19,12 +19,9 @@ pub(super) fn granite(keys: &Keys) -> Result<Architecture, BaseError> {
     let mut architecture = dense.build(defaults, |dense, index| {
         let mut attention = dense.attention(index).with_bias(bias, bias);
         attention.scores.scale = attention_multiplier;
-        let mut layer = dense.layer(index);
-        layer.attention = Attention::Grouped(attention);
+        let mut layer = dense.layer_with(index, attention);
         layer.residual_multiplier = residual_multiplier;
-        if let FeedForward::Gated(gated) = &mut layer.feed_forward {
-            gated.set_bias(mlp_bias);
-        }
+        layer.set_mlp_bias(mlp_bias);
         Ok(layer)
     })?;
     architecture.embedding_scale = EmbeddingScale::Exact(embedding_multiplier);

@@ -4,7 +4,7 @@
 
 use super::{Defaults, Dense};
 use crate::base::BaseError;
-use crate::base::architecture::{Architecture, Attention, FeedForward, GateUp, Gated};
+use crate::base::architecture::Architecture;
 use crate::base::keys::Keys;
 
 pub(super) fn llama(keys: &Keys) -> Result<Architecture, BaseError> {
@@ -13,23 +13,9 @@ pub(super) fn llama(keys: &Keys) -> Result<Architecture, BaseError> {
     let mlp_bias = keys.flag("mlp_bias")?;
     let defaults = Defaults { model_type: "llama", theta: 10_000.0, tied: false };
     dense.build(defaults, |dense, index| {
-        let mut layer = dense.layer(index);
-        layer.attention =
-            Attention::Grouped(dense.attention(index).with_bias(attention_bias, attention_bias));
-        if let FeedForward::Gated(gated) = &mut layer.feed_forward {
-            gated.set_bias(mlp_bias);
-        }
+        let mut layer = dense
+            .layer_with(index, dense.attention(index).with_bias(attention_bias, attention_bias));
+        layer.set_mlp_bias(mlp_bias);
         Ok(layer)
     })
-}
-
-impl Gated {
-    /// Gives biases to all layers.
-    pub(super) fn set_bias(&mut self, bias: bool) {
-        match &mut self.gate_up {
-            GateUp::Separate(linears) => linears.iter_mut().for_each(|linear| linear.bias = bias),
-            GateUp::Fused(linear) => linear.bias = bias,
-        }
-        self.down.bias = bias;
-    }
 }

@@ -4,7 +4,7 @@
 
 use super::{Defaults, Dense};
 use crate::base::BaseError;
-use crate::base::architecture::{Architecture, Attention};
+use crate::base::architecture::Architecture;
 use crate::base::keys::Keys;
 
 pub(super) fn mistral(keys: &Keys) -> Result<Architecture, BaseError> {
@@ -14,8 +14,6 @@ pub(super) fn mistral(keys: &Keys) -> Result<Architecture, BaseError> {
     dense.build(defaults, |dense, index| {
         let mut attention = dense.attention(index);
         attention.scores.sliding_window = window;
-        let mut layer = dense.layer(index);
-        layer.attention = Attention::Grouped(attention);
-        Ok(layer)
+        Ok(dense.layer_with(index, attention))
     })
 }

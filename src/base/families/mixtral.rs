@@ -5,7 +5,7 @@
 use super::{Defaults, Dense, MAX_EXPERTS, linear};
 use crate::base::BaseError;
 use crate::base::architecture::{
-    Architecture, Attention, ExpertWeights, Experts, FeedForward, Gated, Router, Scoring,
+    Architecture, ExpertWeights, Experts, FeedForward, Gated, Router, Scoring,
 };
 use crate::base::keys::Keys;
 
@@ -28,8 +28,7 @@ pub(super) fn mixtral(keys: &Keys) -> Result<Architecture, BaseError> {
         let router =
             Router { normalize: true, ..routed.router(dense, index, gate, Scoring::Softmax) };
         let experts = routed.experts(dense, index, "block_sparse_moe.experts", ["w1", "w3", "w2"]);
-        let mut layer = dense.layer(index);
-        layer.attention = Attention::Grouped(attention);
+        let mut layer = dense.layer_with(index, attention);
         layer.feed_forward = FeedForward::Experts(boxed(router, experts, None));
         Ok(layer)
     })

@@ -19,9 +19,9 @@ mod phi3;
 mod qwen;
 mod smollm3;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use fs_err as fs;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::BaseError;
@@ -29,6 +29,7 @@ use super::architecture::{
     Activation, Architecture, Attention, EmbeddingScale, FeedForward, GateUp, Gated,
     GroupedAttention, Layer, LayerNorms, Linear, Norm, NormKind, Qkv, Scores,
 };
+use super::checkpoint::read_bounded;
 use super::keys::Keys;
 use super::rope::{self, RopeContext};
 use crate::recipe::Dtype;
@@ -70,17 +71,20 @@ pub fn supported() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().map(|(model_type, _)| *model_type)
 }
 
+/// Reads `config.json` of a folder as `T`; gives its path too.
+pub(super) fn read_config<T: DeserializeOwned>(folder: &Path) -> Result<(PathBuf, T), BaseError> {
+    let path = folder.join("config.json");
+    let text = read_bounded(&path, MAX_CONFIG_BYTES)?;
+    match serde_json::from_slice(&text) {
+        Ok(config) => Ok((path, config)),
+        Err(source) => Err(BaseError::Json { path, source }),
+    }
+}
+
 impl Architecture {
     /// Reads `config.json` of a folder.
     pub fn open(folder: &Path) -> Result<Self, BaseError> {
-        let path = folder.join("config.json");
-        let bytes = fs::metadata(&path).map_err(BaseError::read(&path))?.len();
-        if bytes > MAX_CONFIG_BYTES {
-            return Err(BaseError::TooLarge { path, bytes, limit: MAX_CONFIG_BYTES });
-        }
-        let text = fs::read_to_string(&path).map_err(BaseError::read(&path))?;
-        let map: Map<String, Value> = serde_json::from_str(&text)
-            .map_err(|source| BaseError::Json { path: path.clone(), source })?;
+        let (path, map): (_, Map<String, Value>) = read_config(folder)?;
         let keys = Keys::new(&path, &map);
         let model_type = keys.text("model_type")?.unwrap_or("(absent)");
         let Some((_, family)) = FAMILIES.iter().find(|(name, _)| *name == model_type) else {
@@ -218,6 +222,11 @@ impl<'a> Dense<'a> {
         }
     }
 
+    /// A block of Llama with another attention.
+    fn layer_with(&self, index: usize, attention: GroupedAttention) -> Layer {
+        Layer { attention: Attention::Grouped(attention), ..self.layer(index) }
+    }
+
     /// Attention with separate projections, the model's first rotary embedding, no window.
     fn attention(&self, index: usize) -> GroupedAttention {
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
@@ -296,6 +305,20 @@ impl<'a> Dense<'a> {
                 None => Ok(window.filter(|_| slides(index))),
             })
             .collect()
+    }
+}
+
+impl Layer {
+    /// Gives biases to all layers of a gated unit.
+    fn set_mlp_bias(&mut self, bias: bool) {
+        let FeedForward::Gated(Gated { gate_up, down, .. }) = &mut self.feed_forward else {
+            return;
+        };
+        match gate_up {
+            GateUp::Separate(linears) => linears.iter_mut().for_each(|linear| linear.bias = bias),
+            GateUp::Fused(linear) => linear.bias = bias,
+        }
+        down.bias = bias;
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::{Defaults, Dense};
 use crate::base::BaseError;
-use crate::base::architecture::{Architecture, Attention, LayerNorms, NormKind};
+use crate::base::architecture::{Architecture, LayerNorms, NormKind};
 use crate::base::keys::Keys;
 
 pub(super) fn olmo2(keys: &Keys) -> Result<Architecture, BaseError> {
@@ -19,8 +19,7 @@ pub(super) fn olmo2(keys: &Keys) -> Result<Architecture, BaseError> {
         let widths = [dense.heads, dense.kv_heads].map(|heads| heads * dense.head_dim);
         let mut attention = dense.attention(index).with_bias(bias, bias);
         attention.qk_norm = dense.qk_norm(index, widths);
-        let mut layer = dense.layer(index);
-        layer.attention = Attention::Grouped(attention);
+        let mut layer = dense.layer_with(index, attention);
         layer.norms = LayerNorms {
             after_attention: Some(dense.layer_norm(index, "post_attention_layernorm")),
             after_feed_forward: Some(dense.layer_norm(index, "post_feedforward_layernorm")),

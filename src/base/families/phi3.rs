@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{Defaults, Dense, linear};
 use crate::base::BaseError;
-use crate::base::architecture::{Architecture, Attention, FeedForward, GateUp, Qkv};
+use crate::base::architecture::{Architecture, FeedForward, GateUp, Qkv};
 use crate::base::keys::Keys;
 use crate::base::rope::{self, RopeContext};
 
@@ -37,8 +37,7 @@ pub(super) fn phi3(keys: &Keys) -> Result<Architecture, BaseError> {
         let mut gated = dense.gated(index, "mlp", dense.intermediate);
         let both = linear(index, "mlp.gate_up_proj", dense.hidden, 2 * dense.intermediate);
         gated.gate_up = GateUp::Fused(both);
-        let mut layer = dense.layer(index);
-        layer.attention = Attention::Grouped(attention);
+        let mut layer = dense.layer_with(index, attention);
         layer.feed_forward = FeedForward::Gated(gated);
         layer.residual_dropout = residual_dropout;
         Ok(layer)

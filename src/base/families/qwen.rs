@@ -8,9 +8,7 @@ use serde_json::Value;
 use super::mixtral::{self, Routed};
 use super::{Defaults, Dense};
 use crate::base::BaseError;
-use crate::base::architecture::{
-    Architecture, Attention, FeedForward, GroupedAttention, Router, Scoring,
-};
+use crate::base::architecture::{Architecture, FeedForward, GroupedAttention, Router, Scoring};
 use crate::base::keys::Keys;
 
 pub(super) fn qwen2(keys: &Keys) -> Result<Architecture, BaseError> {
@@ -20,9 +18,7 @@ pub(super) fn qwen2(keys: &Keys) -> Result<Architecture, BaseError> {
     dense.build(defaults, |dense, index| {
         let mut attention = dense.attention(index).with_bias(true, false);
         attention.scores.sliding_window = windows[index];
-        let mut layer = dense.layer(index);
-        layer.attention = Attention::Grouped(attention);
-        Ok(layer)
+        Ok(dense.layer_with(index, attention))
     })
 }
 
@@ -32,9 +28,7 @@ pub(super) fn qwen3(keys: &Keys) -> Result<Architecture, BaseError> {
     let windows = windows(&dense)?;
     let defaults = Defaults { model_type: "qwen3", theta: 10_000.0, tied: false };
     dense.build(defaults, |dense, index| {
-        let mut layer = dense.layer(index);
-        layer.attention = Attention::Grouped(normed_attention(dense, index, bias, windows[index]));
-        Ok(layer)
+        Ok(dense.layer_with(index, normed_attention(dense, index, bias, windows[index])))
     })
 }
 
@@ -51,8 +45,7 @@ pub(super) fn qwen3_moe(keys: &Keys) -> Result<Architecture, BaseError> {
     let dense_layers = keys.list("mlp_only_layers", Value::as_u64)?.unwrap_or_default();
     let defaults = Defaults { model_type: "qwen3_moe", theta: 10_000.0, tied: false };
     dense.build(defaults, |dense, index| {
-        let mut layer = dense.layer(index);
-        layer.attention = Attention::Grouped(normed_attention(dense, index, bias, window));
+        let mut layer = dense.layer_with(index, normed_attention(dense, index, bias, window));
         if !dense_layers.contains(&(index as u64)) && (index + 1).is_multiple_of(step) {
             let router = Router {
                 normalize,

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Defaults, Dense};
 use crate::base::BaseError;
-use crate::base::architecture::{Architecture, Attention, FeedForward};
+use crate::base::architecture::Architecture;
 use crate::base::keys::Keys;
 
 pub(super) fn smollm3(keys: &Keys) -> Result<Architecture, BaseError> {
@@ -36,11 +36,8 @@ pub(super) fn smollm3(keys: &Keys) -> Result<Architecture, BaseError> {
         let mut attention = dense.attention(index).with_bias(bias, bias);
         attention.rope = attention.rope.filter(|_| rotated[index] != 0);
         attention.scores.sliding_window = windows[index];
-        let mut layer = dense.layer(index);
-        layer.attention = Attention::Grouped(attention);
-        if let FeedForward::Gated(gated) = &mut layer.feed_forward {
-            gated.set_bias(mlp_bias);
-        }
+        let mut layer = dense.layer_with(index, attention);
+        layer.set_mlp_bias(mlp_bias);
         Ok(layer)
     })
 }
