@@ -51,7 +51,9 @@ fn answer(encoder: &ChatEncoder, request: &Request) -> Value {
         return json!({"text": text});
     }
     match encoder.encode(&request.conversation, TrainOn::Assistant) {
-        Ok(found) => json!({"text": text, "tokens": found.tokens, "trained": found.trained}),
+        Ok(found) => {
+            json!({"text": text, "tokens": found.tokens, "trained": found.trained().collect::<Vec<_>>()})
+        }
         Err(error) => json!({"text": text, "mask_refused": error.to_string()}),
     }
 }

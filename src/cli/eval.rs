@@ -1,5 +1,6 @@
 //! `heirloom eval`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -164,6 +165,7 @@ fn suite(arguments: &Arguments, resolved: &Resolved) -> Result<Suite, Failure> {
             name: stem.to_string_lossy().into_owned(),
             path: name.clone(),
             format: Format::Chat,
+            columns: BTreeMap::new(),
             max_new_tokens: crate::recipe::DEFAULT_MAX_NEW_TOKENS,
         }
     } else {

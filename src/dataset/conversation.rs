@@ -42,6 +42,10 @@ pub struct Conversation {
     /// Other variables, such as `enable_thinking`; they win over special tokens.
     #[serde(default)]
     pub variables: Json,
+    /// Index of the first message of the completion, where the row tells prompt and
+    /// completion apart.
+    #[serde(default)]
+    pub completion_from: Option<usize>,
 }
 
 impl From<&[Message]> for Conversation {

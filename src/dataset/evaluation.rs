@@ -12,7 +12,7 @@ use super::source::SourceFile;
 use crate::recipe::TrainOn;
 
 /// One row to measure on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EvaluationRow {
     /// Its id.
     pub record_id: String,

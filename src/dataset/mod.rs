@@ -19,6 +19,7 @@ pub(crate) mod fixture;
 pub mod group;
 mod order;
 mod rows;
+pub mod sample;
 pub mod source;
 pub mod spec;
 pub mod stream;

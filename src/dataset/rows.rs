@@ -37,7 +37,7 @@ pub(super) fn training_row(
     }
     match spec.overlong {
         Overlong::Drop => Ok(Fate::Dropped),
-        Overlong::Refuse => Err(DatasetError::Overlong {
+        Overlong::Refuse | Overlong::Truncate | Overlong::Split => Err(DatasetError::Overlong {
             path: group.path().to_owned(),
             row: group.row_in_file(row),
             record_id: group.record_id(row).to_owned(),

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use super::consent::Ask;
 use super::source::{self, SourceError};
 use crate::recipe::lock::{Lock, Split};
-use crate::recipe::{DEFAULT_MICRO_BATCH_TOKENS, Overlong, Recipe, TrainOn};
+use crate::recipe::{DEFAULT_MICRO_BATCH_TOKENS, Overlong, Packing, Recipe, TrainOn};
 
 /// One file of a split.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct Spec {
     /// Tokens of a window.
     pub sequence_length: usize,
     /// Whether a window holds several conversations.
-    pub packing: bool,
+    pub packing: Packing,
     /// What becomes of a conversation longer than a window.
     pub overlong: Overlong,
     /// Which tokens carry loss.

@@ -20,6 +20,7 @@ use super::order::{EpochOrder, Fit, NextFit, micro_batches};
 use super::rows::{Fate, training_row};
 use super::source::SourceFile;
 pub use super::spec::{Spec, SplitFile};
+use crate::recipe::Packing;
 use crate::recipe::lock::Split;
 
 /// Rows that are tokenised together.
@@ -44,13 +45,13 @@ pub struct Position {
 ///
 /// There is no padding: document `d` is `tokens[sum(lengths[..d])..][..lengths[d]]`.
 /// Attention and positions never cross a document.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct MicroBatch {
     /// Token ids of all documents, shape `[n]`.
     pub tokens: Vec<u32>,
-    /// Whether `tokens[i]` carries loss (predicted from the token before it), shape `[n]`;
-    /// false at the start of every document.
-    pub trained: Vec<bool>,
+    /// How much predicting `tokens[i]` from the token before it counts in the loss, shape
+    /// `[n]`; 0: it carries none, as at the start of every document.
+    pub weights: Vec<f32>,
     /// Length of each document; sums to `n`.
     pub lengths: Vec<u32>,
 }
@@ -58,12 +59,17 @@ pub struct MicroBatch {
 impl MicroBatch {
     /// Tokens that carry loss.
     pub fn trained_tokens(&self) -> u64 {
-        self.trained.iter().filter(|trained| **trained).count() as u64
+        self.weights.iter().filter(|weight| **weight > 0.0).count() as u64
+    }
+
+    /// What the loss is divided by: the sum of the weights.
+    pub fn weight(&self) -> f64 {
+        self.weights.iter().map(|weight| f64::from(*weight)).sum()
     }
 }
 
 /// Everything for one optimiser step.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Step {
     /// Forward passes whose gradients are added up.
     pub micro_batches: Vec<MicroBatch>,
@@ -125,7 +131,11 @@ impl Stream {
         let files = spec.files_of(&Split::Train);
         let files: Result<Vec<_>, _> = files.iter().map(|path| SourceFile::open(path)).collect();
         let files = files?;
-        let packing = NextFit::new(spec.sequence_length, spec.packing, spec.windows_per_step);
+        let packing = NextFit::new(
+            spec.sequence_length,
+            spec.packing != Packing::None,
+            spec.windows_per_step,
+        );
         let (micro_batch_tokens, sequence_length) = (spec.micro_batch_tokens, spec.sequence_length);
         let (sender, receiver) = sync_channel(CHUNKS_AHEAD);
         let reader = Reader { spec, encoder, files, sender };
@@ -238,7 +248,7 @@ fn micro_batch(windows: impl Iterator<Item = Vec<Document>>) -> MicroBatch {
     for document in windows.flatten() {
         batch.lengths.push(document.tokens.len() as u32);
         batch.tokens.extend(document.tokens);
-        batch.trained.extend(document.trained);
+        batch.weights.extend(document.weights);
     }
     batch
 }

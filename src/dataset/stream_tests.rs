@@ -6,7 +6,7 @@ use super::super::fixture::{self, Row, TEMPLATE, row};
 use super::super::source::SourceError;
 use super::super::survey::survey;
 use super::*;
-use crate::recipe::{Overlong, TrainOn};
+use crate::recipe::{Overlong, Packing, TrainOn};
 
 /// A base folder and two training files of `rows`, the first in groups of `group_rows`.
 struct World {
@@ -31,7 +31,7 @@ impl World {
             files: vec![file("a.parquet"), file("b.parquet")],
             ask: fixture::ask(),
             sequence_length: 64,
-            packing: true,
+            packing: Packing::BestFit,
             overlong: Overlong::Refuse,
             train_on: TrainOn::Assistant,
             shuffle_seed: Some(17),
@@ -76,7 +76,7 @@ fn visited(world: &World, steps: &[Step], epoch: u32) -> Vec<usize> {
             let document = start..start + *length as usize;
             start = document.end;
             let answer: Vec<u32> =
-                document.filter(|i| batch.trained[*i]).map(|i| batch.tokens[i]).collect();
+                document.filter(|i| batch.weights[*i] > 0.0).map(|i| batch.tokens[i]).collect();
             numbers.push(world.encoder.decode(&answer).unwrap()[..4].parse().unwrap());
         }
     }
@@ -111,7 +111,7 @@ fn steps_keep_to_their_sizes_and_say_where_a_pass_ends() {
         for batch in &step.micro_batches {
             assert!(batch.tokens.len() <= spec.micro_batch_tokens);
             assert_eq!(batch.lengths.iter().sum::<u32>() as usize, batch.tokens.len());
-            assert_eq!(batch.trained.len(), batch.tokens.len());
+            assert_eq!(batch.weights.len(), batch.tokens.len());
             assert!(batch.trained_tokens() > 0);
         }
     }
@@ -124,7 +124,7 @@ fn steps_keep_to_their_sizes_and_say_where_a_pass_ends() {
 #[test]
 fn without_packing_every_conversation_has_its_window() {
     let world = World::new(&mixed_rows(20), 7);
-    let spec = Spec { packing: false, epochs: 1, micro_batch_tokens: 1, ..world.spec() };
+    let spec = Spec { packing: Packing::None, epochs: 1, micro_batch_tokens: 1, ..world.spec() };
     let steps = world.steps(&spec, Position::default());
     let lengths = |step: &Step| step.micro_batches.iter().map(|b| b.lengths.len()).collect();
     let shape: Vec<Vec<usize>> = steps.iter().map(lengths).collect();
@@ -258,7 +258,8 @@ proptest! {
     ) {
         let world = World::new(&mixed_rows(count), group_rows);
         let spec = Spec {
-            packing, shuffle_seed: seed, windows_per_step, sequence_length, ..world.spec()
+            packing: if packing { Packing::BestFit } else { Packing::None },
+            shuffle_seed: seed, windows_per_step, sequence_length, ..world.spec()
         };
         let steps = world.steps(&spec, Position::default());
         for (index, step) in steps.iter().enumerate() {

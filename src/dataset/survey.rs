@@ -7,7 +7,7 @@
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use sha2::{Digest, Sha256};
 
-use super::chat::{ChatEncoder, Document};
+use super::chat::ChatEncoder;
 use super::consent::Counts;
 use super::error::{DatasetError, split_name};
 use super::group::RowGroup;
@@ -16,8 +16,8 @@ use super::rows::{Fate, any_row, training_row};
 use super::source::SourceFile;
 use super::spec::{Spec, SplitFile};
 use crate::files::hex;
-use crate::recipe::TrainOn;
 use crate::recipe::lock::{Size, Split};
+use crate::recipe::{Packing, TrainOn};
 
 /// What a file holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +77,6 @@ struct Training {
 
 impl Training {
     fn add(&mut self, fates: &[Fate]) {
-        let count = |document: &Document| document.trained.iter().filter(|t| **t).count() as u64;
         let mut lengths = Vec::with_capacity(fates.len());
         for fate in fates {
             lengths.push(match fate {
@@ -88,7 +87,7 @@ impl Training {
                 }
                 Fate::Used(document) => {
                     self.size.tokens += document.tokens.len() as u64;
-                    self.size.trained_tokens += count(document);
+                    self.size.trained_tokens += document.trained_tokens();
                     document.tokens.len() as u32
                 }
             });
@@ -197,7 +196,8 @@ fn count_steps(spec: &Spec, lengths: &[Vec<u32>]) -> (Vec<u64>, u64) {
 /// Steps of one pass, by placing lengths instead of documents.
 fn steps(spec: &Spec, lengths: &[Vec<u32>], epoch: u32) -> u64 {
     let order = EpochOrder::new(lengths.len(), spec.shuffle_seed, epoch);
-    let mut packing = NextFit::new(spec.sequence_length, spec.packing, spec.windows_per_step);
+    let mut packing =
+        NextFit::new(spec.sequence_length, spec.packing != Packing::None, spec.windows_per_step);
     let mut steps = 0;
     for block in 0..order.blocks() {
         let members = order.groups(block).iter().filter_map(|group| lengths.get(*group));

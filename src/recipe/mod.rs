@@ -9,6 +9,7 @@
 //! Two stages, as in ripgrep's arguments: the literal [`Recipe`] does no input and output
 //! and knows only what the file says; `plan::Plan` has looked at every input.
 
+mod data;
 mod decode;
 pub mod lock;
 pub mod memory;
@@ -24,6 +25,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use data::{
+    Consent, DEFAULT_MAX_HOURS, DEFAULT_MAX_NEW_TOKENS, DEFAULT_PROCESSING, Data, EndOfTurn,
+    Format, OnWithdrawal, Overlong, Packing, Source, StoppingStrategy, Suite, SurveyOf, TrainOn,
+};
 pub use read::{Literal, read};
 pub use tokens::{Module, TokenIndex, TokenIndices, UnknownToken};
 pub use yaml::Unwritable;
@@ -142,122 +147,6 @@ pub enum Targets {
     AllLinear,
     /// The last parts of module names: `q_proj`, `down_proj`, …
     Modules(Vec<String>),
-}
-
-/// What is trained on, for what purpose.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Data {
-    /// What the result is for, as DPV terms (`dpv:ServiceProvision`); a row must allow all.
-    pub purpose: Vec<String>,
-    /// What is done with a row, as DPV AI terms; a row must allow all.
-    #[serde(default = "default_processing")]
-    pub processing: Vec<String>,
-    /// A row's consent must outlast the planned end of the run: its start plus so many hours.
-    #[serde(default = "default_max_hours")]
-    pub max_hours: u32,
-    /// Rows to learn from.
-    pub train: Vec<Source>,
-    /// Rows whose loss is watched during training.
-    #[serde(default)]
-    pub validation: Vec<Source>,
-    /// Rows held out for `eval`, each with the name of its suite.
-    #[serde(default)]
-    pub test: Vec<Suite>,
-    /// Length of a training window, in tokens.
-    pub sequence_length: usize,
-    /// Put several conversations into one window; they never see each other.
-    #[serde(default = "yes")]
-    pub packing: bool,
-    /// What becomes of a conversation longer than a window.
-    #[serde(default)]
-    pub overlong: Overlong,
-    /// Which tokens carry loss.
-    #[serde(default)]
-    pub train_on: TrainOn,
-    /// Visit rows in a seeded order that differs by epoch.
-    #[serde(default = "yes")]
-    pub shuffle: bool,
-}
-
-/// What is done with rows unless the recipe says something else.
-pub const DEFAULT_PROCESSING: &str = "ai:ModelFineTuning";
-
-fn default_processing() -> Vec<String> {
-    vec![DEFAULT_PROCESSING.to_owned()]
-}
-
-/// How long a run is taken to last unless the recipe says something else.
-pub const DEFAULT_MAX_HOURS: u32 = 24;
-
-fn default_max_hours() -> u32 {
-    DEFAULT_MAX_HOURS
-}
-
-fn yes() -> bool {
-    true
-}
-
-/// One source of rows.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Source {
-    /// Parquet file or glob, relative to the current directory.
-    pub path: String,
-    /// Shape of a row.
-    pub format: Format,
-}
-
-/// Held-out rows with a name.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Suite {
-    /// Name by which `eval.suites` and `--suite` ask for it.
-    pub name: String,
-    /// Parquet file or glob, relative to the current directory.
-    pub path: String,
-    /// Shape of a row.
-    pub format: Format,
-    /// Longest answer that is generated, in tokens.
-    #[serde(default = "default_max_new_tokens")]
-    pub max_new_tokens: usize,
-}
-
-/// Longest answer, in tokens, unless the recipe says something else.
-pub const DEFAULT_MAX_NEW_TOKENS: usize = 128;
-
-fn default_max_new_tokens() -> usize {
-    DEFAULT_MAX_NEW_TOKENS
-}
-
-/// Shapes of a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Format {
-    /// Column `messages`: a list of `{role, content}`.
-    Chat,
-}
-
-/// What becomes of a conversation that is longer than a window.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Overlong {
-    /// The run is refused, naming the row.
-    #[default]
-    Refuse,
-    /// The row is left out and counted.
-    Drop,
-}
-
-/// Which tokens carry loss.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TrainOn {
-    /// The assistant's turns, end-of-turn included.
-    #[default]
-    Assistant,
-    /// Every token.
-    All,
 }
 
 /// The course of training.

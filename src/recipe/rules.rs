@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::problem::{Fault, listed, most_alike};
-use super::{Adapter, FORMAT, Gate, Lora, Module, Optimizer, Recipe, Schedule, Targets};
+use super::{
+    Adapter, Data, FORMAT, Format, Gate, Lora, Module, Optimizer, Recipe, Schedule, Source, Targets,
+};
 use crate::diagnose::Diagnose as _;
 use crate::hub::Address;
 
@@ -254,6 +256,63 @@ impl Check<'_> {
             "write, for example, 512",
         );
         self.at_most(data.sequence_length as u64, MAX_TOKENS, "data.sequence_length");
+        self.rule(
+            (0.0..1.0).contains(&data.validation_split),
+            "data.validation_split",
+            "must be at least 0 and less than 1",
+            "write a share, such as 0.05 for 5 %",
+        );
+        self.rule(
+            data.validation_split == 0.0 || data.validation.is_empty(),
+            "data.validation_split",
+            "takes validation rows from `train`, beside those of `data.validation`",
+            "keep one of the two",
+        );
+        self.weights(&data.train);
+        for (index, source) in data.validation.iter().enumerate() {
+            self.rule(
+                source.weight.is_none(),
+                &format!("data.validation[{index}].weight"),
+                "has no meaning: every validation row is measured once",
+                "leave it out",
+            );
+        }
+        self.formats(data);
+    }
+
+    /// All sources are weighed, or none.
+    fn weights(&mut self, sources: &[Source]) {
+        let weighed = sources.iter().any(|source| source.weight.is_some());
+        for (index, source) in sources.iter().enumerate() {
+            let key = format!("data.train[{index}]");
+            match source.weight {
+                Some(weight) => self.positive(weight, &format!("{key}.weight"), "1.0"),
+                None => self.rule(
+                    !weighed,
+                    &key,
+                    "has no weight, and other sources have one",
+                    "give every source a `weight`, or none",
+                ),
+            }
+        }
+    }
+
+    /// What a run makes of a row is to predict it; pairs and labels ask for another aim.
+    fn formats(&mut self, data: &Data) {
+        let lists = [("train", &data.train), ("validation", &data.validation)];
+        let sources = lists.into_iter().flat_map(|(list, sources)| {
+            let formats = sources.iter().map(|source| source.format).enumerate();
+            formats.map(move |(index, format)| (list, index, format))
+        });
+        let suites = data.test.iter().map(|suite| suite.format).enumerate();
+        for (list, index, format) in sources.chain(suites.map(|(i, f)| ("test", i, f))) {
+            self.rule(
+                !matches!(format, Format::Preference | Format::Kto),
+                &format!("data.{list}[{index}].format"),
+                "holds answers that are judged, and supervised training has no use for verdicts",
+                "import the good answers as `prompt-completion`, or choose another source",
+            );
+        }
     }
 
     fn suites(&mut self, recipe: &Recipe) {

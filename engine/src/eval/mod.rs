@@ -75,7 +75,7 @@ pub fn batches(rows: &[EvaluationRow]) -> Vec<MicroBatch> {
 
 fn push(batch: &mut MicroBatch, document: &Document) {
     batch.tokens.extend(&document.tokens);
-    batch.trained.extend(&document.trained);
+    batch.weights.extend(&document.weights);
     batch.lengths.push(document.tokens.len() as u32);
 }
 

@@ -61,3 +61,15 @@ pub fn cross_entropy_sum(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let logits = logits.f_to_kind(Kind::Float)?;
     Ok(logits.f_cross_entropy_loss(targets, None::<Tensor>, tch::Reduction::Sum, -100, 0.0)?)
 }
+
+/// As [`cross_entropy_sum`], each term times its weight (`[m]`, f32).
+pub fn weighted_cross_entropy_sum(
+    logits: &Tensor,
+    targets: &Tensor,
+    weights: &Tensor,
+) -> Result<Tensor> {
+    let logits = logits.f_to_kind(Kind::Float)?;
+    let each =
+        logits.f_cross_entropy_loss(targets, None::<Tensor>, tch::Reduction::None, -100, 0.0)?;
+    Ok(each.f_mul(weights)?.f_sum(Kind::Float)?)
+}

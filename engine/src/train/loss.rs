@@ -7,16 +7,18 @@ use crate::error::Result;
 use crate::model::Decoder;
 use crate::ops::{self, Layout};
 
-/// Sum of the negative log-likelihoods of the trained tokens, in nats, as a graph that can
-/// be differentiated; `None` when no token is trained. `train` turns dropout on.
+/// Sum of the negative log-likelihoods of the trained tokens, each times its weight, in nats,
+/// as a graph that can be differentiated; `None` when no token is trained. `train` turns
+/// dropout on.
 ///
 /// Only rows that predict a trained token reach the output projection.
 pub fn nll_sum(model: &Decoder, batch: &MicroBatch, train: bool) -> Result<Option<Tensor>> {
-    let (mut rows, mut targets) = (Vec::new(), Vec::new());
-    for (row, (token, trained)) in batch.tokens.iter().zip(&batch.trained).enumerate().skip(1) {
-        if *trained {
+    let (mut rows, mut targets, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+    for (row, (token, weight)) in batch.tokens.iter().zip(&batch.weights).enumerate().skip(1) {
+        if *weight > 0.0 {
             rows.push(row as i64 - 1);
             targets.push(i64::from(*token));
+            weights.push(*weight);
         }
     }
     if rows.is_empty() {
@@ -27,5 +29,11 @@ pub fn nll_sum(model: &Decoder, batch: &MicroBatch, train: bool) -> Result<Optio
     let hidden = model.hidden(&Tensor::f_from_slice(&tokens)?, &layout, train)?;
     let predicting = hidden.f_index_select(0, &Tensor::f_from_slice(&rows)?)?;
     let logits = model.logits(&predicting)?;
-    Ok(Some(ops::cross_entropy_sum(&logits, &Tensor::f_from_slice(&targets)?)?))
+    let targets = Tensor::f_from_slice(&targets)?;
+    // Nearly every row has plain weights: those pay nothing for the others.
+    if weights.iter().all(|weight| *weight == 1.0) {
+        return Ok(Some(ops::cross_entropy_sum(&logits, &targets)?));
+    }
+    let weights = Tensor::f_from_slice(&weights)?;
+    Ok(Some(ops::weighted_cross_entropy_sum(&logits, &targets, &weights)?))
 }

@@ -4,8 +4,8 @@
 //! ([`optimizer`]), the trained weights ([`parameters`]) and checkpoints ([`checkpoint`]).
 //! Does not own evaluation after training nor releases.
 //!
-//! The gradient of a step is that of the mean over all its trained tokens, however they are
-//! spread over micro-batches.
+//! The gradient of a step is that of the weighted mean over all its trained tokens, however
+//! they are spread over micro-batches.
 
 pub mod checkpoint;
 pub mod loss;
@@ -124,16 +124,17 @@ impl Trainer {
         tch::manual_seed(mix(self.recipe.train.seed, number));
         let trained: u64 = step.micro_batches.iter().map(MicroBatch::trained_tokens).sum();
         let tokens: u64 = step.micro_batches.iter().map(|batch| batch.tokens.len() as u64).sum();
+        let weight: f64 = step.micro_batches.iter().map(MicroBatch::weight).sum();
         let mut gradient = self.parameters.zero_gradient()?;
         let mut nll = 0.0;
         for batch in &step.micro_batches {
             if let Some(sum) = loss::nll_sum(&self.model, batch, true)? {
                 nll += sum.f_double_value(&[])?;
-                let mean = sum.f_div_scalar(trained as f64)?;
+                let mean = sum.f_div_scalar(weight)?;
                 self.parameters.add_gradient(&mean, &gradient)?;
             }
         }
-        let mean_loss = nll / trained.max(1) as f64;
+        let mean_loss = nll / if weight > 0.0 { weight } else { 1.0 };
         if !mean_loss.is_finite() {
             return Err(EngineError::Diverged { step: number, what: "loss", value: mean_loss });
         }
@@ -189,19 +190,19 @@ pub enum Outcome {
     Stopped,
 }
 
-/// Mean negative log-likelihood of the trained tokens of all batches, in nats, and their
-/// number.
+/// Mean negative log-likelihood of the trained tokens of all batches by their weights, in
+/// nats, and their number.
 pub fn mean_nll(model: &Decoder, batches: &[MicroBatch]) -> Result<(f64, u64)> {
-    let mut nll = 0.0;
-    let mut tokens = 0;
+    let (mut nll, mut weight, mut tokens) = (0.0, 0.0, 0);
     for batch in batches {
         let sum = tch::no_grad(|| loss::nll_sum(model, batch, false))?;
         if let Some(sum) = sum {
             nll += sum.f_double_value(&[])?;
+            weight += batch.weight();
             tokens += batch.trained_tokens();
         }
     }
-    Ok((nll / tokens.max(1) as f64, tokens))
+    Ok((if weight > 0.0 { nll / weight } else { 0.0 }, tokens))
 }
 
 /// What SIGINT and SIGTERM do.

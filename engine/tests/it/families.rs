@@ -155,7 +155,7 @@ impl Case {
             let end = start + *length as usize;
             documents.push(MicroBatch {
                 tokens: all.tokens[start..end].to_vec(),
-                trained: all.trained[start..end].to_vec(),
+                weights: all.weights[start..end].to_vec(),
                 lengths: vec![*length],
             });
             start = end;
@@ -175,7 +175,9 @@ impl Case {
             loss_apart = loss_apart.max(difference(&token_losses(&found, document), &expected));
             // The sum that training and evaluation take, which never has all logits at once.
             let every = MicroBatch {
-                trained: (0..document.tokens.len()).map(|token| token > 0).collect(),
+                weights: (0..document.tokens.len())
+                    .map(|token| if token > 0 { 1.0 } else { 0.0 })
+                    .collect(),
                 ..document.clone()
             };
             let sum = tch::no_grad(|| loss::nll_sum(model, &every, false)).unwrap().unwrap();

@@ -40,7 +40,7 @@ fn logits_in_bfloat16_are_as_close_as_transformers_own() {
         let kept: u32 = batch.lengths[..3].iter().sum();
         batch.lengths.truncate(3);
         batch.tokens.truncate(kept as usize);
-        batch.trained.truncate(kept as usize);
+        batch.weights.truncate(kept as usize);
         let model = model(name, Dtype::Bfloat16);
         let found = tch::no_grad(|| logits(&model, &batch));
         assert_eq!(found.kind(), Kind::BFloat16);
@@ -194,7 +194,7 @@ fn one_batch_and_many_give_the_same_gradient() {
         let end = start + *length as usize;
         let alone = heirloom::dataset::stream::MicroBatch {
             tokens: batch.tokens[start..end].to_vec(),
-            trained: batch.trained[start..end].to_vec(),
+            weights: batch.weights[start..end].to_vec(),
             lengths: vec![*length],
         };
         let sum = loss::nll_sum(&model, &alone, true).unwrap().unwrap();
@@ -218,7 +218,7 @@ fn cached_greedy_decoding_equals_running_everything_again() {
         let mut expected = Vec::new();
         while expected.len() < 12 {
             let batch = heirloom::dataset::stream::MicroBatch {
-                trained: vec![false; tokens.len()],
+                weights: vec![0.0; tokens.len()],
                 lengths: vec![tokens.len() as u32],
                 tokens: tokens.clone(),
             };

@@ -43,7 +43,7 @@ impl Golden {
             batch.lengths.push(ids.len() as u32);
             batch.tokens.extend(ids.iter().map(|id| *id as u32));
             let trained = self.0.get(&format!("trained.{document}")).unwrap().bytes;
-            batch.trained.extend(trained.iter().map(|byte| *byte == 1));
+            batch.weights.extend(trained.iter().map(|byte| f32::from(*byte)));
         }
         batch
     }

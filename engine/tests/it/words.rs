@@ -108,7 +108,7 @@ fn prompt_logits(model: &Decoder, folder: &Path) -> (Vec<u32>, Tensor) {
     let message = Message { role: "user".to_owned(), content: "Do you have leeks?".to_owned() };
     let ids = ChatEncoder::open(folder).unwrap().prompt([message].as_slice()).unwrap();
     let batch = MicroBatch {
-        trained: vec![false; ids.len()],
+        weights: vec![0.0; ids.len()],
         lengths: vec![ids.len() as u32],
         tokens: ids.clone(),
     };

@@ -30,13 +30,25 @@ use crate::recipe::TrainOn;
 const ASSISTANT: &str = "assistant";
 
 /// A tokenised conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Document {
     /// Token ids.
     pub tokens: Vec<u32>,
-    /// Whether predicting `tokens[i]` (from the tokens before it) carries loss.
-    /// `trained[0]` is always false: nothing comes before it.
-    pub trained: Vec<bool>,
+    /// How much predicting `tokens[i]` (from the tokens before it) counts in the loss; 0: it
+    /// carries none. `weights[0]` is always 0: nothing comes before it.
+    pub weights: Vec<f32>,
+}
+
+impl Document {
+    /// Whether `tokens[i]` carries loss, for every `i`.
+    pub fn trained(&self) -> impl Iterator<Item = bool> + '_ {
+        self.weights.iter().map(|weight| *weight > 0.0)
+    }
+
+    /// Tokens that carry loss.
+    pub fn trained_tokens(&self) -> u64 {
+        self.trained().filter(|trained| *trained).count() as u64
+    }
 }
 
 /// Turns conversations into tokens with the base model's own template and tokenizer.
@@ -161,7 +173,8 @@ impl ChatEncoder {
         if !trained.contains(&true) {
             return Err(ChatError::NothingTrained);
         }
-        Ok(Document { tokens: tokens.ids, trained })
+        let weights = trained.into_iter().map(|trained| f32::from(u8::from(trained))).collect();
+        Ok(Document { tokens: tokens.ids, weights })
     }
 
     /// Tokens that ask the assistant for its next turn, at least one.

@@ -18,10 +18,10 @@ fn chat(turns: &[(&str, &str)]) -> Vec<Message> {
 
 /// What carries loss, decoded, one string per run of trained tokens, `<|end|>` as `.`.
 fn learned(encoder: &ChatEncoder, document: &Document) -> Vec<String> {
-    let pairs: Vec<_> = document.tokens.iter().zip(&document.trained).collect();
+    let pairs: Vec<_> = document.tokens.iter().zip(document.trained()).collect();
     pairs
         .chunk_by(|a, b| a.1 == b.1)
-        .filter(|run| *run[0].1)
+        .filter(|run| run[0].1)
         .map(|run| {
             let ids: Vec<u32> = run.iter().map(|pair| *pair.0).collect();
             let end = if ids.last() == Some(&special("<|end|>")) { "." } else { "" };
@@ -44,7 +44,7 @@ fn every_answer_carries_loss_through_its_end_of_turn() {
     assert_eq!(learned(&encoder, &document), ["hi there.", " wide."]);
     // The line feed that the template writes after `<|end|>` is not learned.
     assert_eq!(document.tokens.last(), Some(&u32::from(b'\n')));
-    assert_eq!(document.trained.last(), Some(&false));
+    assert_eq!(document.weights.last(), Some(&0.0));
 }
 
 #[test]
@@ -52,8 +52,8 @@ fn the_first_token_is_not_doubled() {
     let encoder = encoder(TEMPLATE);
     let document = encoder.encode(&chat(&[("assistant", "a")]), TrainOn::All).unwrap();
     assert_eq!(document.tokens[..2], [special("<|begin|>"), special("<|assistant|>")]);
-    assert!(!document.trained[0]);
-    assert!(document.trained[1..].iter().all(|trained| *trained));
+    assert_eq!(document.weights[0], 0.0);
+    assert!(document.weights[1..].iter().all(|weight| *weight == 1.0));
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn characters_split_over_several_tokens_are_learned_whole() {
         let messages = chat(&[("user", answer), ("assistant", answer)]);
         let document = encoder.encode(&messages, TrainOn::Assistant).unwrap();
         assert_eq!(learned(&encoder, &document), [format!("{answer}.")]);
-        let bytes = document.trained.iter().filter(|trained| **trained).count();
+        let bytes = document.trained_tokens() as usize;
         assert_eq!(bytes, answer.len() + 1, "one token per byte, and `<|end|>`");
     }
 }
@@ -83,7 +83,7 @@ fn the_prompt_is_what_comes_before_the_answer() {
     let messages = chat(&[("user", "hi"), ("assistant", "yes")]);
     let document = encoder.encode(&messages, TrainOn::Assistant).unwrap();
     let prompt = encoder.prompt(&messages[..1]).unwrap();
-    let first = document.trained.iter().position(|trained| *trained).unwrap();
+    let first = document.trained().position(|trained| trained).unwrap();
     assert_eq!(document.tokens[..first], prompt);
     assert_eq!(encoder.stop_ids(), [special("<|end|>")]);
     assert_eq!(encoder.vocab_size(), 264);
