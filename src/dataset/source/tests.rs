@@ -1,6 +1,8 @@
-use super::super::fixture::{self, Row, row};
+use super::columns::REQUIRED;
 use super::*;
 use crate::dataset::consent::{Reason, judge};
+use crate::dataset::fixture::{self, Row, row};
+use crate::diagnose::Diagnose;
 
 fn rows(count: usize) -> Vec<Row> {
     (0..count).map(|id| row(id, "question", "answer")).collect()
@@ -191,4 +193,33 @@ fn a_damaged_file_never_panics() {
             }
         }
     }
+}
+
+#[test]
+fn a_folder_and_a_pipe_are_no_files_and_nobody_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe.parquet");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+        .unwrap();
+    for (path, what) in [(folder.path(), "a folder"), (&pipe, "a pipe or a device")] {
+        let opened = SourceFile::open(path).unwrap_err();
+        let resolved = resolve(path.to_str().unwrap()).unwrap_err();
+        for error in [opened, resolved] {
+            assert!(error.to_string().contains(what), "{error}");
+            assert!(error.hint().unwrap().contains("*.parquet"), "{error:?}");
+        }
+    }
+    assert!(matches!(
+        resolve(folder.path().join("*.parquet").to_str().unwrap()),
+        Err(SourceError::NoMatch { .. })
+    ));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("loop.parquet");
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    let error = SourceFile::open(&path).unwrap_err();
+    assert!(matches!(&error, SourceError::Read(error) if error.to_string().contains("loop")));
 }

@@ -1,0 +1,219 @@
+//! Reading rows out of Parquet.
+//!
+//! Owns finding the files, checking their columns, and reading row groups in slices with
+//! only the columns that are needed. Does not judge or tokenise rows. The embedded Arrow
+//! schema is ignored: types are Parquet's own, so that files of every writer look alike.
+//! Reference: the Parquet format's logical types, as the `parquet` crate maps them.
+
+mod columns;
+mod error;
+mod slices;
+
+use std::fs::Metadata;
+use std::path::{Path, PathBuf};
+
+use arrow::compute::concat_batches;
+use arrow::datatypes::Fields;
+use arrow::record_batch::RecordBatch;
+use fs_err as fs;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
+use parquet::file::metadata::ParquetMetaData;
+
+pub use self::columns::{Columns, RECORD_ID};
+pub use self::error::SourceError;
+pub use self::slices::Slices;
+use self::slices::Want;
+use super::consent::{self, Defaults};
+use super::contain::contain;
+use super::group::RowGroup;
+
+/// The files that a path or glob of a recipe names, sorted.
+pub fn resolve(pattern: &str) -> Result<Vec<PathBuf>, SourceError> {
+    // A file whose name has brackets is that file, not a glob.
+    if let Ok(kind) = fs::metadata(pattern) {
+        check_kind(Path::new(pattern), &kind)?;
+        return Ok(vec![PathBuf::from(pattern)]);
+    }
+    let matches = glob::glob(pattern).map_err(|error| SourceError::Pattern {
+        pattern: pattern.to_owned(),
+        position: error.pos,
+        reason: error.msg,
+    })?;
+    let mut files = Vec::new();
+    for path in matches {
+        let path = path.map_err(|error| SourceError::Read(error.into()))?;
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    if files.is_empty() {
+        return Err(SourceError::NoMatch { pattern: pattern.to_owned() });
+    }
+    Ok(files)
+}
+
+/// A Parquet file of rows whose footer has been read and checked.
+#[derive(Clone, Debug)]
+pub struct SourceFile {
+    path: PathBuf,
+    bytes: u64,
+    metadata: ArrowReaderMetadata,
+    defaults: Defaults,
+    complete: bool,
+    group_rows: Vec<u64>,
+    first_rows: Vec<u64>,
+}
+
+impl SourceFile {
+    /// Reads and checks the footer.
+    pub fn open(path: &Path) -> Result<Self, SourceError> {
+        let file = open_file(path)?;
+        let bytes = file.metadata()?.len();
+        let file = file.into_parts().0;
+        let wrong = |reason: String| SourceError::NotParquet { path: path.to_owned(), reason };
+        let metadata = contain(|| ArrowReaderMetadata::load(&file, options()))
+            .ok_or_else(|| wrong(DAMAGED.to_owned()))?
+            .map_err(|error| wrong(error.to_string()))?;
+        let fields = metadata.schema().fields();
+        columns::check(path, fields)?;
+        let (mut group_rows, mut first_rows, mut row) = (Vec::new(), Vec::new(), 0_u64);
+        for group in metadata.metadata().row_groups() {
+            let rows = u64::try_from(group.num_rows());
+            let rows = rows.map_err(|_| wrong("negative row count".to_owned()))?;
+            group_rows.push(rows);
+            first_rows.push(row);
+            row = row.checked_add(rows).ok_or_else(|| wrong("too many rows".to_owned()))?;
+        }
+        let complete = consent::COLUMNS.iter().all(|name| fields.find(name).is_some());
+        let defaults = Defaults::parse(footer(&metadata, consent::FOOTER_KEY));
+        let path = path.to_owned();
+        Ok(Self { path, bytes, metadata, defaults, complete, group_rows, first_rows })
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What its footer says of all rows.
+    pub fn defaults(&self) -> &Defaults {
+        &self.defaults
+    }
+
+    /// Whether it has every column that the gate knows.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Its columns.
+    pub fn fields(&self) -> &Fields {
+        self.metadata.schema().fields()
+    }
+
+    /// A value of the footer; `None` also where the key is there twice, since no more than
+    /// one of them can be meant.
+    pub fn footer_value(&self, key: &str) -> Option<&str> {
+        footer(&self.metadata, key)
+    }
+
+    /// The footer, with the statistics of the row groups. Nothing in it is to be trusted
+    /// but with what it takes away.
+    pub fn metadata(&self) -> &ParquetMetaData {
+        self.metadata.metadata()
+    }
+
+    /// Rows of each row group.
+    pub fn group_rows(&self) -> &[u64] {
+        &self.group_rows
+    }
+
+    /// The place in the file of a row group's first row.
+    pub fn first_row(&self, group: usize) -> u64 {
+        self.first_rows.get(group).copied().unwrap_or_default()
+    }
+
+    /// What a row group takes by the footer: bytes to be read, and bytes when decompressed.
+    /// An estimate: the footer may lie, though not of more than the file has.
+    pub fn group_bytes(&self, group: usize, columns: Columns<'_>) -> (u64, u64) {
+        let mask = columns.mask(self.metadata.parquet_schema());
+        let Some(group) = self.metadata().row_groups().get(group) else { return (0, 0) };
+        let leaves = group.columns().iter().enumerate();
+        let leaves = leaves.filter(|(leaf, _)| mask.leaf_included(*leaf));
+        let clamp = |bytes: i64| u64::try_from(bytes).unwrap_or_default();
+        let (compressed, plain) = leaves.fold((0_u64, 0_u64), |(compressed, plain), (_, leaf)| {
+            let more = (clamp(leaf.compressed_size()), clamp(leaf.uncompressed_size()));
+            (compressed.saturating_add(more.0), plain.saturating_add(more.1))
+        });
+        (compressed.min(self.bytes), plain)
+    }
+
+    /// The rows of a row group without its first `skip_rows`, in slices of at most so many
+    /// rows, decoded page by page as they are asked for.
+    pub fn slices(
+        &self,
+        group: usize,
+        skip_rows: u64,
+        rows_per_slice: usize,
+        columns: Columns<'_>,
+    ) -> Slices {
+        let rows = self.group_rows.get(group).copied().unwrap_or_default();
+        let mask = columns.mask(self.metadata.parquet_schema());
+        let want = Want { group, rows, skip: skip_rows, rows_per_slice, mask };
+        let file = open_file(&self.path).map(|file| file.into_parts().0);
+        Slices::new(self.path.clone(), file, self.metadata(), want)
+    }
+
+    /// Reads one row group into memory.
+    pub fn read_group(&self, group: usize) -> Result<RowGroup, SourceError> {
+        let slices = self.slices(group, 0, GROUP_SLICE_ROWS, Columns::And(&["messages"]));
+        let schema = slices.schema();
+        let batches = slices.collect::<Result<Vec<RecordBatch>, _>>()?;
+        let schema = schema.unwrap_or_else(|| self.metadata.schema().clone());
+        let rows = concat_batches(&schema, &batches).map_err(|error| SourceError::NotParquet {
+            path: self.path.clone(),
+            reason: error.to_string(),
+        })?;
+        RowGroup::new(self.path.clone(), self.first_row(group), self.complete, &rows)
+    }
+}
+
+/// Rows decoded at a time; a row group's own count is not trusted with an allocation.
+const GROUP_SLICE_ROWS: usize = 4096;
+
+/// What is said of a file at which the decoder gave up.
+const DAMAGED: &str = "its contents are damaged";
+
+/// The embedded Arrow schema is ignored: types are Parquet's own.
+fn options() -> ArrowReaderOptions {
+    ArrowReaderOptions::new().with_skip_arrow_metadata(true)
+}
+
+/// Opens a file. To open a pipe would be to wait for whoever writes into it.
+fn open_file(path: &Path) -> Result<fs::File, SourceError> {
+    check_kind(path, &fs::metadata(path)?)?;
+    Ok(fs::File::open(path)?)
+}
+
+fn check_kind(path: &Path, kind: &Metadata) -> Result<(), SourceError> {
+    if kind.is_file() {
+        return Ok(());
+    }
+    let what = if kind.is_dir() { "a folder" } else { "a pipe or a device" };
+    Err(SourceError::NotAFile { path: path.to_owned(), what })
+}
+
+fn footer<'a>(metadata: &'a ArrowReaderMetadata, key: &str) -> Option<&'a str> {
+    let pairs = metadata.metadata().file_metadata().key_value_metadata()?;
+    let mut values = pairs.iter().filter(|pair| pair.key == key);
+    // Two footers cannot both be meant: no footer at all is the safe reading.
+    values.next().filter(|_| values.next().is_none())?.value.as_deref()
+}
+
+#[cfg(test)]
+mod tests;
