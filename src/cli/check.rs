@@ -17,6 +17,7 @@ use crate::recipe::memory::Memory;
 use crate::recipe::plan::{Parameters, Plan, Warning};
 use crate::recipe::problem::{Place, Problem, RecipeError};
 use crate::recipe::{self, Adapter, WriteError};
+use crate::track::rows::Rows;
 
 /// Say what a recipe would do, or everything that is wrong with it, without training.
 #[derive(Debug, clap::Args)]
@@ -47,9 +48,11 @@ pub(super) enum Output {
 }
 
 pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
+    let rows = Rows::new(printer.into());
     let planned = recipe::read(&arguments.recipe, &arguments.sets)
         .and_then(|literal| target::pin(literal, Need::Sizes, printer))
-        .and_then(|literal| Plan::make(&literal, Timestamp::now()));
+        .and_then(|literal| Plan::make(&literal, Timestamp::now(), &|more| rows.advance(more)));
+    rows.finish();
     let (answer, status) = match (planned, arguments.format) {
         (Ok(plan), Output::Text) => {
             printer.data(&describe(&plan))?;

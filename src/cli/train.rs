@@ -7,13 +7,15 @@ use jiff::Timestamp;
 use super::exit::ExitStatus;
 use super::printer::Printer;
 use super::target::{self, Run};
+use crate::dataset::survey::SurveyedFile;
 use crate::diagnose::{Diagnose, Failure};
 use crate::hub::Need;
 use crate::job::{self, Job};
-use crate::recipe::lock::{Lock, LockedData, Size};
-use crate::recipe::plan::{Plan, PlannedFile};
+use crate::recipe::lock::{Lock, LockedData};
+use crate::recipe::plan::{Again, Plan};
 use crate::recipe::{self, Adapter, Literal};
 use crate::run::RunFolder;
+use crate::track::rows::Rows;
 
 /// Where runs lie unless `--run` says something else.
 const RUNS: &str = "runs";
@@ -59,8 +61,8 @@ enum TrainError {
     OtherBase { files: Vec<PathBuf> },
     #[error("{} of {} may be used no longer", counted(*.rows), files(.changes))]
     OtherRows { rows: u64, changes: Vec<RowChange> },
-    #[error("the same rows make other tokens or steps than when the run began")]
-    OtherSize { differences: Vec<String> },
+    #[error("the run was begun with version {began}, and this is {}", crate::VERSION)]
+    OtherVersion { began: String },
 }
 
 /// A file of rows on which the gate's verdict is another than it was.
@@ -112,11 +114,10 @@ impl Diagnose for TrainError {
                  or its tokens"
                     .to_owned()
             }
-            Self::OtherSize { .. } => {
-                "use the version of Heirloom that began the run, or train anew with another \
-                 `--run`"
-                    .to_owned()
-            }
+            Self::OtherVersion { began } => format!(
+                "use version {began}, which makes the same steps of the same rows, or train \
+                 anew with another `--run`"
+            ),
             Self::OtherRows { .. } => {
                 "train anew with another `--run`: a run is one set of rows".to_owned()
             }
@@ -125,9 +126,7 @@ impl Diagnose for TrainError {
 
     fn details(&self) -> Vec<String> {
         match self {
-            Self::OtherRecipe { differences, .. } | Self::OtherSize { differences } => {
-                differences.clone()
-            }
+            Self::OtherRecipe { differences, .. } => differences.clone(),
             Self::OtherBase { files } if files.len() > 1 => {
                 files.iter().map(|file| file.display().to_string()).collect()
             }
@@ -156,7 +155,9 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
         resume(&mut literal, &path, printer)?;
     } else {
         let literal = target::pin(literal, Need::Model, printer)?;
-        let plan = Plan::make(&literal, Timestamp::now())?;
+        let rows = Rows::new(printer.into());
+        let plan = Plan::make(&literal, Timestamp::now(), &|more| rows.advance(more))?;
+        rows.finish();
         super::check::warn(&plan, printer);
         plan.begin(&run)?;
     }
@@ -195,10 +196,18 @@ fn resume(literal: &mut Literal, path: &Path, printer: Printer) -> Result<(), Fa
     same_recipe(literal, &run)?;
     run.fetch_base(printer)?;
     run.lock.verify()?;
-    let plan = Plan::again(literal, &run.lock, Timestamp::now())?;
-    same_base(&run.lock, &plan)?;
-    same_rows(&run.lock, &plan)?;
-    same_size(&run.lock.training, &plan.training)
+    same_version(&run.lock)?;
+    let rows = Rows::new(printer.into());
+    let again = Again::look(literal, &run.lock, Timestamp::now(), &|more| rows.advance(more))?;
+    rows.finish();
+    same_base(&run.lock, &again)?;
+    same_rows(&run.lock, &again)
+}
+
+/// Another version might make other tokens or other steps of the same rows.
+fn same_version(lock: &Lock) -> Result<(), Failure> {
+    let began = lock.heirloom.clone();
+    if began == crate::VERSION { Ok(()) } else { Err(TrainError::OtherVersion { began }.into()) }
 }
 
 /// A branch may have moved since: the run stays with the commit that it began with.
@@ -236,47 +245,24 @@ fn differences(before: &str, now: &str) -> Vec<String> {
 }
 
 /// The lock's files are as they were; so only one that is not in it can make a difference.
-fn same_base(lock: &Lock, plan: &Plan) -> Result<(), Failure> {
+fn same_base(lock: &Lock, again: &Again) -> Result<(), Failure> {
     let unknown = |path: &&PathBuf| !lock.base.iter().any(|file| file.path == **path);
-    let files: Vec<PathBuf> = plan.base_files().iter().filter(unknown).cloned().collect();
+    let files: Vec<PathBuf> = again.base_files.iter().filter(unknown).cloned().collect();
     if files.is_empty() { Ok(()) } else { Err(TrainError::OtherBase { files }.into()) }
 }
 
-fn same_size(before: &Size, now: &Size) -> Result<(), Failure> {
-    if before == now {
-        return Ok(());
-    }
-    let line = |(name, before, now): (&str, u64, u64)| {
-        (before != now).then(|| format!("{name}: {before} when the run began, {now} now"))
-    };
-    let mut differences: Vec<String> = [
-        ("tokens", before.tokens, now.tokens),
-        ("trained tokens", before.trained_tokens, now.trained_tokens),
-        ("conversations dropped", before.dropped_overlong, now.dropped_overlong),
-        ("steps", before.steps, now.steps),
-    ]
-    .into_iter()
-    .filter_map(line)
-    .collect();
-    if before.steps_by_epoch != now.steps_by_epoch {
-        differences.push("the steps of single passes".to_owned());
-    }
-    Err(TrainError::OtherSize { differences }.into())
-}
-
-fn same_rows(lock: &Lock, plan: &Plan) -> Result<(), Failure> {
-    let differs = |(before, now): &(&LockedData, &PlannedFile)| {
-        before.used_sha256 != now.used_sha256 || before.file.path != now.path
-    };
-    let changed = lock.data.iter().zip(&plan.data).filter(differs);
+fn same_rows(lock: &Lock, again: &Again) -> Result<(), Failure> {
+    let differs =
+        |(before, now): &(&LockedData, &SurveyedFile)| before.used_sha256 != now.used_sha256;
+    let changed = lock.data.iter().zip(&again.data).filter(differs);
     let changes: Vec<RowChange> = changed
         .map(|(before, now)| RowChange {
-            path: now.path.clone(),
+            path: now.file.path.clone(),
             before: before.rows.used,
             now: now.rows.used,
         })
         .collect();
-    if changes.is_empty() && lock.data.len() == plan.data.len() {
+    if changes.is_empty() {
         return Ok(());
     }
     // The files are the same, so that only time can have moved rows across the gate, and

@@ -71,6 +71,20 @@ pub enum DatasetError {
         /// The gate's verdicts.
         counts: Counts,
     },
+    /// The gate let nothing of one source through, and a mixture cannot do without.
+    #[error("no row of source {source_index} (counted from 0) of `data.train` can be used: {}", verdict(.counts))]
+    EmptySource {
+        /// Which entry of the list.
+        source_index: usize,
+        /// The gate's verdicts on all rows before.
+        counts: Counts,
+    },
+    /// The share that is held out is no row.
+    #[error("`data.validation_split` holds out none of {rows} rows")]
+    NothingHeldOut {
+        /// Rows that may be used.
+        rows: u64,
+    },
     /// Every conversation is longer than a window.
     #[error("all {dropped} rows are longer than `data.sequence_length: {sequence_length}`")]
     AllOverlong {
@@ -79,6 +93,9 @@ pub enum DatasetError {
         /// The length of a window.
         sequence_length: usize,
     },
+    /// The temporary file of lengths cannot be written or read.
+    #[error("the lengths of the rows cannot be kept in a temporary file")]
+    Lengths(#[source] std::io::Error),
     /// The thread that reads ahead could not be started.
     #[error("no thread could be started to read the rows")]
     Thread(#[from] std::io::Error),
@@ -104,7 +121,13 @@ impl Diagnose for DatasetError {
                     "compare `data.purpose` and `data.processing` with what the rows' consent \
                  columns allow; a file without a `consent.v1` footer counts as unknown"
                 }
+                Self::EmptySource { .. } => {
+                    "leave the source out, or see with `heirloom data consent` why its rows \
+                     are refused"
+                }
+                Self::NothingHeldOut { .. } => "raise `data.validation_split`",
                 Self::AllOverlong { .. } => "raise `data.sequence_length`",
+                Self::Lengths(error) => return error.hint(),
                 Self::Thread(_) => "close other programs, then run the same command again",
                 Self::Worker => return None,
             }

@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
-
 use super::chat::{ChatEncoder, Document, Message};
 use super::consent::{Ask, Counts};
-use super::error::DatasetError;
-use super::rows::{Fate, any_row};
-use super::source::SourceFile;
+use super::error::{DatasetError, split_name};
+use super::rows::{is_held_out, measured_row};
+use super::source::{Columns, SourceFile};
+use super::spec::Spec;
+use super::stream::CONTENT;
+use super::survey::{in_order, slices};
 use crate::recipe::TrainOn;
+use crate::recipe::lock::Split;
 
 /// One row to measure on.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,33 +50,54 @@ pub fn evaluation_rows(
     train_on: TrainOn,
     split: &str,
 ) -> Result<(Vec<EvaluationRow>, Counts), DatasetError> {
+    rows(files, encoder, ask, train_on, split, |_| true)
+}
+
+/// The rows of `data.validation`, or those that `data.validation_split` holds out of
+/// `data.train`; none where the recipe has neither.
+pub fn validation_rows(
+    spec: &Spec,
+    encoder: &ChatEncoder,
+) -> Result<Vec<EvaluationRow>, DatasetError> {
+    let split = if spec.validation_split > 0.0 { Split::Train } else { Split::Validation };
+    let files = spec.files_of(&split);
+    if split == Split::Validation && files.is_empty() {
+        return Ok(Vec::new());
+    }
+    let belongs = |messages: &[Message]| split == Split::Validation || is_held_out(spec, messages);
+    let name = split_name(&Split::Validation);
+    Ok(rows(&files, encoder, &spec.ask, spec.train_on, &name, belongs)?.0)
+}
+
+fn rows(
+    files: &[PathBuf],
+    encoder: &ChatEncoder,
+    ask: &Ask,
+    train_on: TrainOn,
+    split: &str,
+    belongs: impl Fn(&[Message]) -> bool + Sync,
+) -> Result<(Vec<EvaluationRow>, Counts), DatasetError> {
     let (mut rows, mut counts) = (Vec::new(), Counts::default());
     for path in files {
         let source = SourceFile::open(path)?;
         for group in 0..source.group_rows().len() {
-            let group = source.read_group(group)?;
-            let read = |row| {
-                let defaults = source.defaults();
-                match any_row(ask, train_on, encoder, defaults, &group, row)? {
-                    Fate::Used(document) => Ok(Ok(EvaluationRow {
-                        record_id: group.record_id(row).to_owned(),
-                        messages: group.messages(row)?,
-                        document,
-                    })),
-                    Fate::Excluded(reason) => Ok(Err(reason)),
-                    // Only training rows are dropped.
-                    Fate::Dropped => Err(DatasetError::Worker),
-                }
-            };
-            let read: Vec<Result<_, DatasetError>> =
-                (0..group.len()).into_par_iter().map(read).collect();
-            for row in read {
-                match row? {
-                    Ok(row) => {
-                        counts.count(Ok(()));
-                        rows.push(row);
-                    }
-                    Err(reason) => counts.count(Err(reason)),
+            for group in slices(&source, group, Columns::And(&CONTENT)) {
+                let group = group?;
+                let read = |row| {
+                    let defaults = source.defaults();
+                    let measured = measured_row(ask, train_on, encoder, defaults, &group, row)?;
+                    Ok(measured.map(|(messages, document)| {
+                        let record_id = group.record_id(row).to_owned();
+                        belongs(&messages).then_some(EvaluationRow {
+                            record_id,
+                            messages,
+                            document,
+                        })
+                    }))
+                };
+                for row in in_order(&group, read)? {
+                    counts.count(row.as_ref().map(|_| ()).map_err(|reason| *reason));
+                    rows.extend(row.ok().flatten());
                 }
             }
         }

@@ -22,7 +22,7 @@ pub struct RowGroup {
     first_row: u64,
     complete: bool,
     record_id: StringArray,
-    messages: ListArray,
+    messages: Option<ListArray>,
     basis: Option<StringArray>,
     status: Option<StringArray>,
     consent_record_id: Option<StringArray>,
@@ -52,7 +52,7 @@ impl RowGroup {
             return Err(SourceError::Null { path, column: "record_id", row });
         }
         Ok(Self {
-            messages: lists("messages").ok_or_else(|| missing("messages"))?,
+            messages: lists("messages"),
             record_id,
             basis: strings("consent_basis"),
             status: strings("consent_status"),
@@ -117,10 +117,8 @@ impl RowGroup {
             column,
             row: self.row_in_file(row),
         };
-        if self.messages.is_null(row) {
-            return Err(null("messages"));
-        }
-        let turns = self.messages.value(row);
+        let messages = self.messages.as_ref().filter(|messages| messages.is_valid(row));
+        let turns = messages.ok_or_else(|| null("messages"))?.value(row);
         let turns = turns.as_struct_opt().ok_or_else(|| null("messages"))?;
         let column = |name| turns.column_by_name(name)?.as_string_opt::<i32>();
         let roles = column("role").ok_or_else(|| null("messages.role"))?;

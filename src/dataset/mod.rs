@@ -17,7 +17,6 @@ pub mod evaluation;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod group;
-mod order;
 mod rows;
 pub mod sample;
 pub mod source;

@@ -47,7 +47,15 @@ fn rows(path: &str, split: Split, used: u64, excluded: &[(Reason, u64)]) -> Lock
     let left_out: u64 = excluded.iter().map(|(_, rows)| rows).sum();
     let counts =
         Counts { seen: used + left_out, used, excluded: excluded.iter().copied().collect() };
-    LockedData { split, file: locked(path), rows: counts, used_sha256: "d".repeat(64) }
+    LockedData {
+        split,
+        source: 0,
+        file: locked(path),
+        rows: counts,
+        used_sha256: "d".repeat(64),
+        tokens: 0,
+        trained_tokens: 0,
+    }
 }
 
 impl Finished {
@@ -100,9 +108,10 @@ impl Finished {
             training: Size {
                 tokens: 163_840,
                 trained_tokens: 9000,
-                dropped_overlong: 0,
+                windows: 320,
                 steps_by_epoch: vec![40],
                 steps: 40,
+                ..Size::default()
             },
         };
         Self { place, run, recipe, lock }

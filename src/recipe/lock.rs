@@ -81,6 +81,8 @@ pub enum Split {
 pub struct LockedData {
     /// Who reads it.
     pub split: Split,
+    /// Which entry of the split's list in the recipe it belongs to.
+    pub source: usize,
     /// The file.
     pub file: LockedFile,
     /// The gate's verdict on its rows.
@@ -88,6 +90,10 @@ pub struct LockedData {
     /// SHA-256 over the `record_id`s of the used rows, each followed by a line feed, in file
     /// order: a resumed run must still be allowed the same rows.
     pub used_sha256: String,
+    /// Tokens of its rows, with those of each piece and without what is cut off.
+    pub tokens: u64,
+    /// Of these, tokens that carry loss.
+    pub trained_tokens: u64,
 }
 
 /// The extent of the training rows.
@@ -98,13 +104,22 @@ pub struct Size {
     pub tokens: u64,
     /// Of these, tokens that carry loss.
     pub trained_tokens: u64,
-    /// Conversations left out of a pass because they are longer than a window.
+    /// Windows that these fill.
+    pub windows: u64,
+    /// Rows left out of a pass because they are longer than a window.
     pub dropped_overlong: u64,
+    /// Rows of a pass that are truncated or split because they are longer than a window.
+    pub cut_overlong: u64,
+    /// Training rows that are held out as validation rows.
+    pub held_out: u64,
     /// Optimiser steps of each whole pass; passes that `train.max_steps` never begins are not
     /// counted.
     pub steps_by_epoch: Vec<u64>,
     /// Optimiser steps of the run: the sum, or `train.max_steps` if that is less.
     pub steps: u64,
+    /// Whether these numbers are an estimate from a sample of the rows.
+    #[serde(default)]
+    pub estimated: bool,
 }
 
 /// A lock that cannot be used, or inputs that are no longer what it says.

@@ -8,6 +8,7 @@ mod words;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -23,13 +24,16 @@ use crate::dataset::consent::{Ask, Counts};
 use crate::dataset::error::DatasetError;
 use crate::dataset::source::{self, SourceFile};
 use crate::dataset::stream::Spec;
-use crate::dataset::survey::{Survey, survey};
+use crate::dataset::survey::{Survey, SurveyedFile, judge_again, survey};
 use crate::dataset::vocabulary::Vocabulary;
 use crate::diagnose::Failure;
 use crate::files::{FolderInProgress, sha256_of_file, write_atomically};
 use crate::hub;
 use crate::run::RunFolder;
 pub use words::Warning;
+
+/// Is told how many more rows have been looked at.
+pub type Tick<'a> = &'a (dyn Fn(u64) + Sync);
 
 /// Everything that is known about a run before it begins.
 #[derive(Clone, Debug)]
@@ -72,12 +76,45 @@ pub struct Parameters {
 pub struct PlannedFile {
     /// Who reads it.
     pub split: Split,
+    /// Which entry of the split's list in the recipe it belongs to.
+    pub source: usize,
     /// The file.
     pub path: PathBuf,
     /// Rows seen, used and left out.
     pub rows: Counts,
     /// See [`LockedData::used_sha256`].
     pub used_sha256: String,
+    /// Tokens of its rows, as they are used.
+    pub tokens: u64,
+    /// Of these, tokens that carry loss.
+    pub trained_tokens: u64,
+}
+
+/// What is no longer as it was when a run began, and what its gate says now.
+#[derive(Clone, Debug)]
+pub struct Again {
+    /// Files of the base that are read, sorted, below what the recipe calls the base.
+    pub base_files: Vec<PathBuf>,
+    /// The files of rows, in the order of the lock.
+    pub data: Vec<SurveyedFile>,
+}
+
+impl Again {
+    /// Judges the rows of a run anew, when it goes on at `now`. What does not depend on the
+    /// time was seen when it began, and the lock has its digests: no row is tokenised.
+    pub fn look(
+        literal: &Literal,
+        lock: &Lock,
+        now: Timestamp,
+        tick: Tick<'_>,
+    ) -> Result<Self, Failure> {
+        let recipe = &literal.recipe;
+        let folder = hub::local(&recipe.base.model)?;
+        let base = BaseFolder::open(&folder, recipe.base.from_scratch)?;
+        let spec = Spec { ask: ask(&recipe.data, now), ..Spec::locked(recipe, lock) };
+        let data = judge_again(&spec, tick)?;
+        Ok(Self { base_files: named(&base, &recipe.base.model), data })
+    }
 }
 
 /// What `recipe` asks of rows when a run starts at `now`.
@@ -97,29 +134,17 @@ pub fn hours_after(now: Timestamp, hours: u32) -> Timestamp {
 
 impl Plan {
     /// Looks at everything that a recipe names, for a run that starts at `now`.
-    pub fn make(literal: &Literal, now: Timestamp) -> Result<Self, RecipeError> {
-        Self::with_clock(literal, now, now)
-    }
-
-    /// Looks at everything again, for a run that goes on at `now`: rows are judged anew, and
-    /// chat templates that ask for the date are told when the run began.
-    pub fn again(literal: &Literal, lock: &Lock, now: Timestamp) -> Result<Self, RecipeError> {
-        Self::with_clock(literal, now, lock.created)
-    }
-
-    fn with_clock(
-        literal: &Literal,
-        now: Timestamp,
-        clock: Timestamp,
-    ) -> Result<Self, RecipeError> {
-        let mut looking = Looking { literal, problems: Vec::new() };
+    ///
+    /// `tick` is told of rows that are done.
+    pub fn make(literal: &Literal, now: Timestamp, tick: Tick<'_>) -> Result<Self, RecipeError> {
+        let mut looking = Looking { literal, tick, problems: Vec::new() };
         let mut base = looking.base();
         let vocabulary = looking.vocabulary(base.as_mut());
         let trainable = base.as_ref().and_then(|base| looking.trainable(base, vocabulary.as_ref()));
         let added_tokens = vocabulary.as_ref().map_or(0, |vocabulary| vocabulary.added.len());
         let warnings = vocabulary.as_ref().map(words::warnings).unwrap_or_default();
         let ask = ask(&literal.recipe.data, now);
-        let encoder = vocabulary.map(|vocabulary| vocabulary.encoder.with_clock(clock));
+        let encoder = vocabulary.map(|vocabulary| vocabulary.encoder.with_clock(now));
         let survey = looking.rows(base.as_ref().zip(encoder), &ask);
         let (Some(base), Some(trainable), Some(survey), true) =
             (base, trainable, survey, looking.problems.is_empty())
@@ -145,9 +170,12 @@ impl Plan {
             data: files
                 .map(|file| PlannedFile {
                     split: file.file.split,
+                    source: file.file.source,
                     path: file.file.path,
                     rows: file.rows,
                     used_sha256: file.used_sha256,
+                    tokens: file.tokens,
+                    trained_tokens: file.trained_tokens,
                 })
                 .collect(),
             training: survey.size,
@@ -191,9 +219,12 @@ impl Plan {
             }
             data.extend(pinned.get(&planned.path).map(|file| LockedData {
                 split: planned.split.clone(),
+                source: planned.source,
                 file: file.clone(),
                 rows: planned.rows.clone(),
                 used_sha256: planned.used_sha256.clone(),
+                tokens: planned.tokens,
+                trained_tokens: planned.trained_tokens,
             }));
         }
         Ok(Lock {
@@ -284,6 +315,7 @@ impl<'a> ConsentReport<'a> {
 /// Looks at one input after the other, whatever is wrong with those before.
 struct Looking<'a> {
     literal: &'a Literal,
+    tick: Tick<'a>,
     problems: Vec<Problem>,
 }
 
@@ -362,7 +394,8 @@ impl Looking<'_> {
         }
         let (base, encoder) = base?;
         let spec = self.take("data", Spec::new(recipe, ask.clone()))?;
-        match survey(&spec, &encoder, base.architecture.max_position_embeddings) {
+        let (encoder, positions) = (Arc::new(encoder), base.architecture.max_position_embeddings);
+        match survey(&spec, &encoder, positions, self.tick) {
             Ok(survey) => Some(survey),
             Err(error) => {
                 let key = key_of(&error, &files);

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod jsonl;
 pub mod progress;
+pub mod rows;
 pub mod transfers;
 
 /// One optimiser step, as in `metrics.jsonl`.

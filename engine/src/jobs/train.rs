@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fs_err as fs;
 use heirloom::base::BaseFolder;
 use heirloom::cli::printer::Printer;
-use heirloom::dataset::evaluation::evaluation_rows;
+use heirloom::dataset::evaluation::validation_rows;
 use heirloom::dataset::stream::{Spec, Stream};
 use heirloom::dataset::vocabulary::{self, Vocabulary};
 use heirloom::diagnose::Failure;
@@ -45,19 +45,13 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     }
     let Vocabulary { encoder, files, .. } = vocabulary;
     let encoder = Arc::new(encoder.with_clock(lock.created));
-    let mut trainer = Trainer::open(&recipe, &base, lock.training.steps, run.checkpoints())?;
+    let mut trainer = Trainer::open(&recipe, &base, &lock.training, run.checkpoints())?;
     // Reads and tokenises ahead on threads of its own.
     let spec = Spec::locked(&recipe, &lock);
-    let stream = Stream::open(spec, Arc::clone(&encoder), trainer.progress.position)?;
-    let validation = || -> Result<_, Failure> {
-        let (files, train_on) = (lock.files(&Split::Validation), recipe.data.train_on);
-        if files.is_empty() {
-            return Ok(Vec::new());
-        }
-        let (rows, _) =
-            evaluation_rows(&files, &encoder, &lock.ask, train_on, "`data.validation`")?;
-        Ok(eval::batches(&rows))
-    };
+    let from = trainer.progress.position.clone();
+    let stream = Stream::open(spec.clone(), Arc::clone(&encoder), from)?;
+    let validation =
+        || -> Result<_, Failure> { Ok(eval::batches(&validation_rows(&spec, &encoder)?)) };
     let done = trainer.progress.step;
     let mut sinks = Sinks::default();
     sinks.push(Jsonl::open(&run.metrics(), done).map_err(EngineError::from)?);

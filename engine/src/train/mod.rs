@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use heirloom::base::BaseFolder;
 use heirloom::dataset::stream::{MicroBatch, Step};
+use heirloom::recipe::lock::Size;
 use heirloom::recipe::{Adapter, Optimizer, Recipe};
 use heirloom::track::{Sink, StepMetrics, ValidationMetrics};
 use tch::Tensor;
@@ -41,17 +42,21 @@ pub struct Trainer {
     pub progress: Progress,
     recipe: Recipe,
     optimizer: AdamW,
+    /// Steps of the run, by the plan.
     steps: u64,
+    /// Steps after which it ends whatever the stream holds.
+    most: Option<u64>,
     checkpoints: PathBuf,
 }
 
 impl Trainer {
     /// Loads the base, adds what is trained, and goes to the newest checkpoint in
-    /// `checkpoints`. `steps` is the length of the whole run.
+    /// `checkpoints`. `size` has the length of the whole run; where that is an estimate, the
+    /// run ends when the stream does, or at `train.max_steps`.
     pub fn open(
         recipe: &Recipe,
         base: &BaseFolder,
-        steps: u64,
+        size: &Size,
         checkpoints: PathBuf,
     ) -> Result<Self> {
         // Before anything is drawn: the same recipe starts from the same weights.
@@ -61,8 +66,9 @@ impl Trainer {
         let mut optimizer = AdamW::new(settings.clone(), &parameters)?;
         let restored = checkpoint::restore(&checkpoints, &mut parameters, &mut optimizer)?;
         let progress = restored.unwrap_or_default();
-        let recipe = recipe.clone();
-        Ok(Self { model, parameters, progress, recipe, optimizer, steps, checkpoints })
+        let (recipe, steps) = (recipe.clone(), size.steps);
+        let most = if size.estimated { recipe.train.max_steps } else { Some(steps) };
+        Ok(Self { model, parameters, progress, recipe, optimizer, steps, most, checkpoints })
     }
 
     /// Takes steps from `stream` until the run is complete or `stop` is set, reporting to
@@ -83,7 +89,8 @@ impl Trainer {
     {
         let mut stream = stream;
         let (mut validation, mut batches) = (Some(validation), Vec::new());
-        while self.progress.step < self.steps {
+        let most = self.most.unwrap_or(u64::MAX);
+        while self.progress.step < most {
             // The clock runs while rows are waited for: that is time too.
             let started = Instant::now();
             if stop.load(Ordering::Relaxed) {
@@ -91,11 +98,16 @@ impl Trainer {
                 return Ok(Outcome::Stopped);
             }
             let ended = EngineError::StreamEnded { step: self.progress.step, steps: self.steps };
-            let step = stream.next().ok_or(ended)??;
+            let Some(step) = stream.next().transpose()? else {
+                if self.most == Some(self.steps) {
+                    return Err(ended.into());
+                }
+                break;
+            };
             let of_epoch = epoch_steps.get(step.epoch as usize).copied().unwrap_or(1).max(1);
             let metrics = self.step(&step, of_epoch, started)?;
             sink.step(&metrics).map_err(EngineError::from)?;
-            let last = self.progress.step == self.steps;
+            let last = self.progress.step == most;
             let train = &self.recipe.train;
             let due = |every: u64| {
                 last || step.ends_epoch || (every > 0 && self.progress.step.is_multiple_of(every))
@@ -145,7 +157,10 @@ impl Trainer {
         }
         let Optimizer::Adamw(settings) = &train.optimizer;
         let lr = settings.lr * optimizer::factor(&train.schedule, self.progress.step, self.steps);
-        self.optimizer.update(&mut self.parameters, &gradient, lr)?;
+        // A step whose rows were all withdrawn moves nothing.
+        if weight > 0.0 {
+            self.optimizer.update(&mut self.parameters, &gradient, lr)?;
+        }
         let seconds = started.elapsed().as_secs_f64();
         let progress = &mut self.progress;
         progress.step = number;
@@ -153,7 +168,7 @@ impl Trainer {
         progress.trained_tokens += trained;
         progress.seconds += seconds;
         progress.step_in_epoch = if step.ends_epoch { 0 } else { progress.step_in_epoch + 1 };
-        progress.position = step.position;
+        progress.position = step.position.clone();
         let into_epoch = if step.ends_epoch { of_epoch } else { progress.step_in_epoch };
         Ok(StepMetrics {
             step: number,

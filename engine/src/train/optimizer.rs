@@ -82,7 +82,9 @@ pub fn factor(schedule: &Schedule, done: u64, steps: u64) -> f64 {
     match schedule {
         Schedule::Constant(_) => 1.0,
         Schedule::Cosine(cosine) => {
-            let progress = (done - warmup) as f64 / (steps - warmup).max(1) as f64;
+            let progress = (done - warmup) as f64 / steps.saturating_sub(warmup).max(1) as f64;
+            // A run whose steps were estimated may be longer.
+            let progress = progress.min(1.0);
             let wave = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
             cosine.min_lr_ratio + (1.0 - cosine.min_lr_ratio) * wave
         }

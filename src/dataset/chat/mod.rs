@@ -45,6 +45,18 @@ impl Document {
         self.weights.iter().map(|weight| *weight > 0.0)
     }
 
+    /// The document in pieces of at most so many tokens, which do not see each other.
+    pub fn split(&self, most: usize) -> impl Iterator<Item = Document> + '_ {
+        let most = most.max(1);
+        self.tokens.chunks(most).zip(self.weights.chunks(most)).map(|(tokens, weights)| {
+            let mut weights = weights.to_vec();
+            if let Some(first) = weights.first_mut() {
+                *first = 0.0;
+            }
+            Document { tokens: tokens.to_vec(), weights }
+        })
+    }
+
     /// Tokens that carry loss.
     pub fn trained_tokens(&self) -> u64 {
         self.trained().filter(|trained| *trained).count() as u64

@@ -1,6 +1,6 @@
-use super::super::fixture::{self, TEMPLATE, row};
 use super::*;
 use crate::dataset::consent::Reason;
+use crate::dataset::fixture::{self, TEMPLATE, row};
 use crate::dataset::spec::Spec;
 use crate::files::sha256_of_bytes;
 use crate::recipe::Recipe;
@@ -24,7 +24,7 @@ fn recipe(folder: &std::path::Path) -> Recipe {
     serde_json::from_value(recipe).unwrap()
 }
 
-fn world() -> (tempfile::TempDir, ChatEncoder, Spec) {
+fn world() -> (tempfile::TempDir, Arc<ChatEncoder>, Spec) {
     let folder = tempfile::tempdir().unwrap();
     fixture::base_folder(folder.path(), TEMPLATE);
     let mut rows: Vec<_> = (0..20).map(|id| row(id, "question", "answer")).collect();
@@ -40,7 +40,7 @@ fn world() -> (tempfile::TempDir, ChatEncoder, Spec) {
     write("train-2.parquet", &rows[8..]);
     write("validation.parquet", &rows[8..10]);
     write("test.parquet", &rows[10..13]);
-    let encoder = ChatEncoder::open(folder.path()).unwrap();
+    let encoder = Arc::new(ChatEncoder::open(folder.path()).unwrap());
     let spec = Spec::new(&recipe(folder.path()), fixture::ask()).unwrap();
     (folder, encoder, spec)
 }
@@ -48,7 +48,7 @@ fn world() -> (tempfile::TempDir, ChatEncoder, Spec) {
 #[test]
 fn every_file_is_counted_by_every_reason() {
     let (folder, encoder, spec) = world();
-    let survey = survey(&spec, &encoder, POSITIONS).unwrap();
+    let survey = survey(&spec, &encoder, POSITIONS, &|_| {}).unwrap();
     let splits: Vec<&Split> = survey.files.iter().map(|file| &file.file.split).collect();
     let suite = Split::Test("unseen".to_owned());
     assert_eq!(splits, [&Split::Train, &Split::Train, &Split::Validation, &suite]);
@@ -73,14 +73,14 @@ fn every_file_is_counted_by_every_reason() {
 #[test]
 fn the_size_is_that_of_the_training_rows() {
     let (_folder, encoder, spec) = world();
-    let size = survey(&spec, &encoder, POSITIONS).unwrap().size;
+    let size = survey(&spec, &encoder, POSITIONS, &|_| {}).unwrap().size;
     // `<|begin|><|user|>⏎question<|end|>⏎<|assistant|>⏎answer<|end|>⏎`: 23 tokens.
     assert_eq!((size.tokens, size.trained_tokens), (13 * 23, 13 * 7));
     // Five to a window of 128, two windows to a step of 300.
     assert_eq!((size.steps_by_epoch, size.steps), (vec![2], 2), "`max_steps`");
     let size = |max_steps, epochs| {
         let spec = Spec { max_steps, epochs, ..spec.clone() };
-        let size = survey(&spec, &encoder, POSITIONS).unwrap().size;
+        let size = survey(&spec, &encoder, POSITIONS, &|_| {}).unwrap().size;
         (size.steps_by_epoch, size.steps)
     };
     assert_eq!(size(None, 3), (vec![2, 2, 2], 6));
@@ -94,8 +94,8 @@ fn the_size_is_that_of_the_training_rows() {
 fn held_out_rows_that_the_base_has_no_positions_for_are_refused() {
     let (folder, encoder, spec) = world();
     // 23 tokens each; an answer of up to 128 comes after those of the suite.
-    assert!(survey(&spec, &encoder, 23 + 128).is_ok());
-    let error = survey(&spec, &encoder, 23 + 127).unwrap_err();
+    assert!(survey(&spec, &encoder, 23 + 128, &|_| {}).is_ok());
+    let error = survey(&spec, &encoder, 23 + 127, &|_| {}).unwrap_err();
     let expected = format!(
         "row 0 (counted from 0, record `row-0010`) of `{}` has 23 tokens and an answer of up to \
          128, more than the 150 positions of the base",
@@ -105,7 +105,7 @@ fn held_out_rows_that_the_base_has_no_positions_for_are_refused() {
     let mut long = row(9, "question", &"x".repeat(200));
     let path = folder.path().join("validation.parquet");
     fixture::write_rows(&path, &[row(8, "question", "answer"), long.clone()], 3);
-    let error = survey(&spec, &encoder, 216).unwrap_err();
+    let error = survey(&spec, &encoder, 216, &|_| {}).unwrap_err();
     assert!(
         matches!(
             &error,
@@ -114,11 +114,11 @@ fn held_out_rows_that_the_base_has_no_positions_for_are_refused() {
         "{error:?}"
     );
     assert!(error.to_string().contains("has 217 tokens, more than the 216"), "{error}");
-    assert!(survey(&spec, &encoder, 217).is_ok());
+    assert!(survey(&spec, &encoder, 217, &|_| {}).is_ok());
     // What may not be used is not looked at.
     long.status = Some("withdrawn");
     fixture::write_rows(&path, &[row(8, "question", "answer"), long], 3);
-    assert!(survey(&spec, &encoder, 200).is_ok());
+    assert!(survey(&spec, &encoder, 200, &|_| {}).is_ok());
 }
 
 #[test]
@@ -130,15 +130,15 @@ fn suites_are_surveyed_as_they_are_measured() {
         {% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}";
     let (folder, _, spec) = world();
     fixture::base_folder(folder.path(), rewriting);
-    let encoder = ChatEncoder::open(folder.path()).unwrap();
+    let encoder = Arc::new(ChatEncoder::open(folder.path()).unwrap());
     let spec = Spec { train_on: TrainOn::All, ..spec };
-    assert!(survey(&spec, &encoder, POSITIONS).is_ok());
+    assert!(survey(&spec, &encoder, POSITIONS, &|_| {}).is_ok());
     let mut turns = row(0, "question", "answer");
     turns.messages.extend([("user", "more".to_owned()), ("assistant", "yes".to_owned())]);
     fixture::write_rows(&folder.path().join("validation.parquet"), &[turns.clone()], 1);
-    assert!(survey(&spec, &encoder, POSITIONS).is_ok());
+    assert!(survey(&spec, &encoder, POSITIONS, &|_| {}).is_ok());
     fixture::write_rows(&folder.path().join("test.parquet"), &[turns], 1);
-    let error = survey(&spec, &encoder, POSITIONS).unwrap_err();
+    let error = survey(&spec, &encoder, POSITIONS, &|_| {}).unwrap_err();
     assert!(matches!(&error, DatasetError::Row { row: 0, .. }), "{error:?}");
 }
 
@@ -148,6 +148,6 @@ fn a_held_out_split_with_no_usable_row_is_refused() {
     let mut withdrawn = row(0, "question", "answer");
     withdrawn.status = Some("revoked");
     fixture::write_rows(&folder.path().join("test.parquet"), &[withdrawn], 1);
-    let error = survey(&spec, &encoder, POSITIONS).unwrap_err().to_string();
+    let error = survey(&spec, &encoder, POSITIONS, &|_| {}).unwrap_err().to_string();
     assert!(error.starts_with("no row of `data.test`, suite `unseen` is left"), "{error}");
 }

@@ -4,9 +4,18 @@ use tempfile::TempDir;
 use super::super::chat::ChatError;
 use super::super::fixture::{self, Row, TEMPLATE, row};
 use super::super::source::SourceError;
-use super::super::survey::survey;
+use super::super::survey::Survey;
 use super::*;
-use crate::recipe::{Overlong, Packing, TrainOn};
+use crate::recipe::lock::Split;
+use crate::recipe::{Overlong, Packing, StoppingStrategy, SurveyOf, TrainOn};
+
+fn survey(
+    spec: &Spec,
+    encoder: &Arc<ChatEncoder>,
+    positions: usize,
+) -> Result<Survey, DatasetError> {
+    super::super::survey::survey(spec, encoder, positions, &|_| {})
+}
 
 /// A base folder and two training files of `rows`, the first in groups of `group_rows`.
 struct World {
@@ -26,9 +35,18 @@ impl World {
     }
 
     fn spec(&self) -> Spec {
-        let file = |name| SplitFile { split: Split::Train, path: self.folder.path().join(name) };
+        let file = |source, name| SplitFile {
+            split: Split::Train,
+            path: self.folder.path().join(name),
+            source,
+        };
         Spec {
-            files: vec![file("a.parquet"), file("b.parquet")],
+            files: vec![file(0, "a.parquet"), file(1, "b.parquet")],
+            weights: Vec::new(),
+            stopping: StoppingStrategy::FirstExhausted,
+            validation_split: 0.0,
+            survey: SurveyOf::All,
+            seed: 17,
             ask: fixture::ask(),
             sequence_length: 64,
             packing: Packing::BestFit,
@@ -95,7 +113,8 @@ fn every_pass_visits_every_usable_row_once_in_an_order_of_its_own() {
         pass.sort_unstable();
         assert_eq!(pass, usable);
     }
-    let in_order = Spec { shuffle_seed: None, epochs: 1, ..world.spec() };
+    let (shuffle_seed, packing) = (None, Packing::None);
+    let in_order = Spec { shuffle_seed, packing, epochs: 1, ..world.spec() };
     let steps = world.steps(&in_order, Position::default());
     assert_eq!(visited(&world, &steps, 0), usable);
 }
@@ -118,7 +137,7 @@ fn steps_keep_to_their_sizes_and_say_where_a_pass_ends() {
     let ends: Vec<u32> = steps.iter().filter(|s| s.ends_epoch).map(|s| s.epoch).collect();
     assert_eq!(ends, [0, 1]);
     assert!(steps.last().unwrap().ends_epoch);
-    assert_eq!(steps.last().unwrap().position, Position { epoch: 2, block: 0, row: 0 });
+    assert_eq!(steps.last().unwrap().position, Position { epoch: 2, ..Position::default() });
 }
 
 #[test]
@@ -137,9 +156,9 @@ fn the_number_of_threads_changes_nothing() {
     let steps = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let encoder = world.encoder.clone();
-        let stream = Stream::open_on(world.spec(), encoder, Position::default(), move |work| {
-            pool.install(work);
-        });
+        let pool: Pool = Arc::new(move |work| pool.install(work));
+        let (from, share) = (Position::default(), Share::default());
+        let stream = Stream::open_on(world.spec(), encoder, from, share, pool);
         stream.unwrap().map(|step| step.unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(steps(1), steps(5));
@@ -244,26 +263,53 @@ fn a_file_that_breaks_later_ends_the_stream_with_an_error() {
     assert!(stream.next().is_none());
 }
 
+/// How a recipe may ask for the same rows.
+fn specs() -> impl Strategy<Value = Spec> {
+    let packing =
+        prop_oneof![Just(Packing::None), Just(Packing::BestFit), Just(Packing::FirstFitDecreasing)];
+    let overlong =
+        prop_oneof![Just(Overlong::Drop), Just(Overlong::Truncate), Just(Overlong::Split)];
+    let weights = prop_oneof![
+        Just((Vec::new(), StoppingStrategy::FirstExhausted)),
+        Just((vec![1.0, 3.0], StoppingStrategy::FirstExhausted)),
+        Just((vec![0.7, 0.3], StoppingStrategy::AllExhausted)),
+    ];
+    let split = prop_oneof![Just(0.0), Just(0.3)];
+    let numbers = (1_usize..5, 20_usize..120);
+    let seed = proptest::option::of(any::<u64>());
+    (packing, overlong, weights, split, numbers, seed).prop_map(
+        |(packing, overlong, (weights, stopping), validation_split, numbers, shuffle_seed)| Spec {
+            packing,
+            overlong,
+            weights,
+            stopping,
+            validation_split,
+            windows_per_step: numbers.0,
+            sequence_length: numbers.1,
+            shuffle_seed,
+            ..World::new(&mixed_rows(1), 1).spec()
+        },
+    )
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn reopening_after_any_step_yields_exactly_the_following_steps(
-        count in 1_usize..80,
-        group_rows in 1_usize..9,
-        packing: bool,
-        seed in proptest::option::of(any::<u64>()),
-        windows_per_step in 1_usize..5,
-        sequence_length in 50_usize..120,
+        count in 30_usize..80,
+        group_rows in 1_usize..19,
+        spec in specs(),
     ) {
-        let world = World::new(&mixed_rows(count), group_rows);
-        let spec = Spec {
-            packing: if packing { Packing::BestFit } else { Packing::None },
-            shuffle_seed: seed, windows_per_step, sequence_length, ..world.spec()
-        };
+        let mut rows = mixed_rows(count);
+        // What comes before the answer decides on which side a row is.
+        rows.iter_mut().enumerate().for_each(|(id, row)| row.messages[0].1 = format!("{}", id % 9));
+        let world = World::new(&rows, group_rows);
+        let spec = Spec { files: world.spec().files, ..spec };
         let steps = world.steps(&spec, Position::default());
         for (index, step) in steps.iter().enumerate() {
-            prop_assert_eq!(&world.steps(&spec, step.position)[..], &steps[index + 1..]);
+            let again = world.steps(&spec, step.position.clone());
+            prop_assert_eq!(&again[..], &steps[index + 1..]);
         }
         // The survey counts the very same steps and tokens.
         let size = survey(&spec, &world.encoder, usize::MAX).unwrap().size;
@@ -274,5 +320,139 @@ proptest! {
             (tokens + batch.tokens.len() as u64, trained + batch.trained_tokens())
         });
         prop_assert_eq!((size.tokens, size.trained_tokens), (tokens, trained));
+        // However many processes share the steps, together they take them all.
+        for world_size in [2, 3] {
+            let shares: Vec<Vec<Step>> = (0..world_size)
+                .map(|rank| {
+                    let share = Share { rank, world_size };
+                    let encoder = world.encoder.clone();
+                    let stream = Stream::open_share(spec.clone(), encoder, Position::default(), share);
+                    stream.unwrap().map(|step| step.unwrap()).collect()
+                })
+                .collect();
+            for (index, whole) in steps.iter().enumerate() {
+                let of = |step: &Step| {
+                    let batches = step.micro_batches.iter();
+                    batches.flat_map(|batch| documents(batch)).collect::<Vec<_>>()
+                };
+                let mut all = of(whole);
+                let mut parts: Vec<_> = shares.iter().flat_map(|steps| of(&steps[index])).collect();
+                all.sort();
+                parts.sort();
+                prop_assert_eq!(all, parts);
+                prop_assert!(shares.iter().all(|steps| steps[index].position == whole.position));
+            }
+        }
     }
+}
+
+/// The tokens of each document.
+fn documents(batch: &MicroBatch) -> Vec<Vec<u32>> {
+    let mut tokens = batch.tokens.as_slice();
+    batch
+        .lengths
+        .iter()
+        .map(|length| {
+            let (document, rest) = tokens.split_at(*length as usize);
+            tokens = rest;
+            document.to_vec()
+        })
+        .collect()
+}
+
+#[test]
+fn a_mixture_draws_by_weight_and_ends_as_it_is_told() {
+    let world = World::new(&mixed_rows(3000), 40);
+    let mixed = |stopping| {
+        let weights = vec![3.0, 1.0];
+        let spec = Spec { weights, stopping, epochs: 1, ..world.spec() };
+        visited(&world, &world.steps(&spec, Position::default()), 0)
+    };
+    // The first file has 1000 rows (800 usable), the second 2000 (1600 usable).
+    let first = mixed(StoppingStrategy::FirstExhausted);
+    let of_first = first.iter().filter(|id| **id < 1000).count();
+    assert_eq!(of_first, 800);
+    // Drawn at odds of three to one: 267 of the other, give or take four deviations of 19.
+    assert!((190..345).contains(&(first.len() - of_first)), "{}", first.len());
+    let all = mixed(StoppingStrategy::AllExhausted);
+    let unique: std::collections::BTreeSet<&usize> = all.iter().collect();
+    assert_eq!(unique.len(), 2400);
+    let of_second = all.iter().filter(|id| **id >= 1000).count();
+    assert_eq!(of_second, 1600);
+    assert!((4400..5200).contains(&(all.len() - of_second)), "{}", all.len());
+}
+
+#[test]
+fn a_source_of_which_nothing_is_left_ends_a_mixture_with_its_name() {
+    let mut rows = mixed_rows(30);
+    rows[..10].iter_mut().for_each(|row| row.status = Some("withdrawn"));
+    let world = World::new(&rows, 4);
+    for stopping in [StoppingStrategy::FirstExhausted, StoppingStrategy::AllExhausted] {
+        let spec = Spec { weights: vec![1.0, 1.0], stopping, ..world.spec() };
+        let error = world.first_error(&spec);
+        assert!(matches!(error, DatasetError::EmptySource { source_index: 0, .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn an_overlong_row_is_cut_as_the_recipe_says() {
+    let mut rows = mixed_rows(30);
+    rows[17].messages[1].1 = format!("0017{}", "x".repeat(96));
+    let world = World::new(&rows, 4);
+    let tokens = |overlong| {
+        let spec = Spec { overlong, epochs: 1, ..world.spec() };
+        let steps = world.steps(&spec, Position::default());
+        let size = survey(&spec, &world.encoder, usize::MAX).unwrap().size;
+        assert_eq!((size.cut_overlong, size.dropped_overlong), (1, 0));
+        let batches = steps.iter().flat_map(|step| &step.micro_batches);
+        batches.map(|batch| batch.tokens.len()).sum::<usize>()
+    };
+    let whole = survey(&Spec { sequence_length: 500, ..world.spec() }, &world.encoder, usize::MAX);
+    let whole = whole.unwrap().size.tokens as usize;
+    assert_eq!(tokens(Overlong::Split), whole);
+    let row = world.encoder.encode(
+        &[("user", "q"), ("assistant", &rows[17].messages[1].1)].map(|(role, content)| {
+            super::super::chat::Message { role: role.to_owned(), content: content.to_owned() }
+        }),
+        TrainOn::Assistant,
+    );
+    assert_eq!(tokens(Overlong::Truncate), whole - (row.unwrap().tokens.len() - 64));
+}
+
+#[test]
+fn a_sample_estimates_what_a_survey_counts() {
+    let world = World::new(&mixed_rows(3000), 40);
+    for weights in [vec![], vec![3.0, 1.0]] {
+        let spec = Spec { weights, sequence_length: 512, ..world.spec() };
+        let counted = survey(&spec, &world.encoder, usize::MAX).unwrap().size;
+        let sample = Spec { survey: SurveyOf::Sample, ..spec };
+        let survey = survey(&sample, &world.encoder, usize::MAX).unwrap();
+        let estimated = survey.size;
+        assert!(estimated.estimated && !counted.estimated);
+        let near = |one: u64, other: u64| one.abs_diff(other) * 20 <= other;
+        assert!(near(estimated.steps, counted.steps), "{estimated:?} {counted:?}");
+        assert!(near(estimated.tokens, counted.tokens), "{estimated:?} {counted:?}");
+        // The gate has seen every row all the same.
+        let used: u64 = survey.files.iter().map(|file| file.rows.used).sum();
+        assert_eq!(used, 2400);
+    }
+}
+
+#[test]
+fn a_row_that_may_no_longer_be_used_leaves_and_moves_no_other() {
+    let world = World::new(&mixed_rows(60), 7);
+    let open = |from| Stream::open(world.spec(), world.encoder.clone(), from).unwrap();
+    let gone: Refused = Arc::new(|record| record.id == "row-0003" || record.id == "row-0017");
+    let before: Vec<Step> = open(Position::default()).map(|step| step.unwrap()).collect();
+    let without = |from| -> Vec<Step> {
+        open(from).without(gone.clone()).map(|step| step.unwrap()).collect()
+    };
+    let after = without(Position::default());
+    let positions = |steps: &[Step]| steps.iter().map(|s| s.position.clone()).collect::<Vec<_>>();
+    assert_eq!(positions(&before), positions(&after));
+    let left: Vec<usize> = visited(&world, &before, 1);
+    let left: Vec<usize> = left.into_iter().filter(|id| ![3, 17].contains(id)).collect();
+    assert_eq!(visited(&world, &after, 1), left);
+    let middle = after.len() / 2;
+    assert_eq!(without(after[middle].position.clone()), after[middle + 1..]);
 }
