@@ -333,7 +333,7 @@ proptest! {
             for (index, whole) in steps.iter().enumerate() {
                 let of = |step: &Step| {
                     let batches = step.micro_batches.iter();
-                    batches.flat_map(|batch| documents(batch)).collect::<Vec<_>>()
+                    batches.flat_map(documents).collect::<Vec<_>>()
                 };
                 let mut all = of(whole);
                 let mut parts: Vec<_> = shares.iter().flat_map(|steps| of(&steps[index])).collect();
