@@ -10,6 +10,7 @@ use super::target::{self, Run};
 use crate::diagnose::{Diagnose, Failure};
 use crate::hub::Need;
 use crate::job::{self, Job};
+use crate::provenance::registry;
 use crate::recipe::lock::{Lock, LockedData, Size};
 use crate::recipe::plan::{Plan, PlannedFile};
 use crate::recipe::{self, Adapter, Literal};
@@ -160,6 +161,7 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
         super::check::warn(&plan, printer);
         plan.begin(&run)?;
     }
+    printer.warn_of(registry::enter_run(&run));
     Err(job::start(printer.into(), Job::Train { run: path }))
 }
 

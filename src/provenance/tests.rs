@@ -105,6 +105,7 @@ impl Finished {
                 steps: 40,
             },
         };
+        write(&run.lock(), &serde_json::to_string(&lock).unwrap());
         Self { place, run, recipe, lock }
     }
 
