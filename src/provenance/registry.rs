@@ -163,6 +163,11 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// The registry in `folder`.
+    pub fn at(folder: &Path) -> Self {
+        Self { path: folder.join(FILE) }
+    }
+
     /// The registry of this user.
     pub fn of_user() -> Result<Self, RegistryError> {
         Self::by(|name| std::env::var_os(name)).ok_or(RegistryError::NoHome)
@@ -175,7 +180,7 @@ impl Registry {
         let share = || Some(folder("HOME")?.join(".local/share"));
         let home =
             folder(HOME_VARIABLE).or_else(|| Some(data().or_else(share)?.join("heirloom")))?;
-        Some(Self { path: home.join(FILE) })
+        Some(Self::at(&home))
     }
 
     /// The file.
@@ -372,3 +377,6 @@ fn sorted(digests: impl Iterator<Item = String>) -> Vec<String> {
 fn absolute(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

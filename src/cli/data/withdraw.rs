@@ -46,7 +46,7 @@ pub(in crate::cli) struct Arguments {
     #[arg(long, value_name = "ID", group = "who", requires = "key_file")]
     subject_id: Option<String>,
     /// The key that `subject_ref` was computed with: all bytes of this file.
-    #[arg(long, value_name = "FILE", requires = "subject_id")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["record", "subject"])]
     key_file: Option<PathBuf>,
     /// What happened.
     #[arg(long, value_enum, default_value = "withdrawn")]
