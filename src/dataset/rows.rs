@@ -4,7 +4,7 @@
 //! disagree about a row.
 
 use super::chat::{ChatEncoder, Document};
-use super::consent::{Ask, Defaults, Reason, judge};
+use super::consent::{Ask, Dataset, Reason, judge};
 use super::error::DatasetError;
 use super::group::RowGroup;
 use super::spec::Spec;
@@ -25,7 +25,7 @@ pub(super) enum Fate {
 pub(super) fn training_row(
     spec: &Spec,
     encoder: &ChatEncoder,
-    defaults: &Defaults,
+    defaults: &Dataset,
     group: &RowGroup,
     row: usize,
 ) -> Result<Fate, DatasetError> {
@@ -52,12 +52,12 @@ pub(super) fn any_row(
     ask: &Ask,
     train_on: TrainOn,
     encoder: &ChatEncoder,
-    defaults: &Defaults,
+    defaults: &Dataset,
     group: &RowGroup,
     row: usize,
 ) -> Result<Fate, DatasetError> {
     // The text of a row that may not be used is never even assembled.
-    if let Err(reason) = judge(&group.consent(row), ask, defaults) {
+    if let Err(reason) = judge(&group.consent(row), ask, defaults, false) {
         return Ok(Fate::Excluded(reason));
     }
     let messages = group.messages(row)?;

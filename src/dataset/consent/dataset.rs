@@ -225,15 +225,29 @@ impl Dataset {
     }
 }
 
-/// The keys of a description of the schema that is understood.
+/// The keys of a description of the schema that is understood, where they are of the right
+/// kind: half a description is none.
 fn described(text: &str) -> Result<Map<String, Value>, String> {
     let description: Map<String, Value> =
         serde_json::from_str(text).map_err(|error| error.to_string())?;
     match description.get("schema").and_then(Value::as_str) {
-        Some(SCHEMA) => Ok(description),
-        Some(other) => Err(format!("its `schema` is `{other}`")),
-        None => Err("it has no `schema`".to_owned()),
+        Some(SCHEMA) => {}
+        Some(_) => return Err("its `schema` is another".to_owned()),
+        None => return Err("it has no `schema`".to_owned()),
     }
+    let expiry = description.get("defaults").and_then(|defaults| defaults.get("expiry"));
+    let absent = |value: &Value| value.is_null();
+    for (key, value, fits) in [
+        ("defaults", description.get("defaults"), Value::is_object as fn(&Value) -> bool),
+        ("defaults.expiry", expiry, Value::is_string),
+        ("sources", description.get("sources"), Value::is_object),
+        ("ledger", description.get("ledger"), Value::is_string),
+    ] {
+        if value.is_some_and(|value| !fits(value) && !absent(value)) {
+            return Err(format!("its `{key}` is of another type"));
+        }
+    }
+    Ok(description)
 }
 
 fn read_if_there(path: &Path) -> io::Result<Option<String>> {

@@ -3,27 +3,28 @@
 //! Owns the verdict as a pure function of what a row and its file record, of what is asked,
 //! and of whether the ledger has a withdrawal: on one row ([`judge`]), on columns of rows
 //! ([`judge_rows`]) and on what the statistics of a row group prove of all its rows
-//! ([`prune`]). Owns reading the consent columns alone ([`ConsentFile`]) and saying in words
+//! ([`prune`]). Owns judging files by their consent columns alone ([`count`]) and saying in words
 //! which rule decided ([`explain`]). Does not own the text of rows (`source`, `group`) nor the
 //! ledger. Terms are those of the W3C Data Privacy Vocabulary 2.3.
 
 mod columns;
+mod count;
 mod dataset;
 mod explain;
-mod file;
 mod judge;
 mod prune;
 pub mod purposes;
+mod texts;
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use columns::{ColumnError, Columns, judge_rows};
+pub use columns::{ColumnError, ConsentColumns, judge_rows};
+pub use count::{Ledger, count, find, pruned};
 pub use dataset::{ConsentError, Dataset, FOOTER_KEY, SIDECAR};
 pub use explain::explain;
-pub use file::ConsentFile;
 pub use judge::judge;
 pub use prune::prune;
 
@@ -75,6 +76,21 @@ impl std::fmt::Display for Reason {
             Self::Purpose => "not for this purpose",
             Self::Processing => "not for this processing",
         })
+    }
+}
+
+impl Reason {
+    /// The word under which it is counted in reports.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Unknown => "unknown",
+            Self::Withdrawn => "withdrawn",
+            Self::NotGiven => "not-given",
+            Self::Expired => "expired",
+            Self::Purpose => "purpose",
+            Self::Processing => "processing",
+        }
     }
 }
 

@@ -9,7 +9,13 @@ use crate::recipe::problem::most_alike;
 /// Whether a row that allows `allowed` allows `wanted`: the same purpose, or a narrower one.
 pub fn includes(allowed: &str, wanted: &str) -> bool {
     // The table has no cycle (tested), so this ends at its top.
-    allowed == wanted || broader(wanted).iter().any(|broader| includes(allowed, broader))
+    allowed == wanted || broader(wanted).iter().any(|above| includes(allowed, above))
+}
+
+/// Every purpose that [`includes`] one.
+pub(super) fn allowing(wanted: &str) -> Vec<&str> {
+    let above = broader(wanted).iter().flat_map(|broader| allowing(broader));
+    std::iter::once(wanted).chain(above).collect()
 }
 
 /// Whether a row that allows the processing `allowed` allows `wanted`.
@@ -18,7 +24,15 @@ pub fn includes(allowed: &str, wanted: &str) -> bool {
 /// `dpv:Disclose` of `dpv:MakeAvailable`) are so wide that whoever agreed to them need not have
 /// thought of a model: they allow themselves alone.
 pub fn includes_processing(allowed: &str, wanted: &str) -> bool {
-    allowed == wanted || (allowed, wanted) == ("ai:ModelTraining", "ai:ModelFineTuning")
+    allowing_processing(wanted).contains(&allowed)
+}
+
+/// Every processing that [`includes_processing`] one.
+pub(super) fn allowing_processing(wanted: &str) -> Vec<&str> {
+    match wanted {
+        "ai:ModelFineTuning" => vec![wanted, "ai:ModelTraining"],
+        _ => vec![wanted],
+    }
 }
 
 /// Whether DPV 2.3 has this purpose.
