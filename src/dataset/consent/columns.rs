@@ -162,9 +162,8 @@ impl ConsentColumns {
         let every_purpose = every(&ask.purpose)?;
         let every_processing = every(&ask.processing)?;
         let purposes = lists(&self.purposes, |term| bits(&ask.purpose, term, includes));
-        let processing = lists(&self.processing, |term| {
-            bits(&ask.processing, term, includes_processing)
-        });
+        let processing =
+            lists(&self.processing, |term| bits(&ask.processing, term, includes_processing));
         let basis = texts(&self.basis, rows, Basis::of);
         let status = texts(&self.status, rows, Standing::of);
         let sources = texts(&self.source_id, rows, |source| dataset.justifies(source));
@@ -227,11 +226,8 @@ fn column<C>(
     if named.next().is_some() {
         return Err(ColumnError::Twice { column: name });
     }
-    let wrong = || ColumnError::WrongType {
-        column: name,
-        expected,
-        found: field.data_type().to_string(),
-    };
+    let wrong =
+        || ColumnError::WrongType { column: name, expected, found: field.data_type().to_string() };
     make(values).map(Some).ok_or_else(wrong)
 }
 

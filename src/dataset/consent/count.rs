@@ -47,9 +47,9 @@ pub fn find<F>(
         for columns in consent(file, group) {
             let columns = columns?;
             let named = (0..columns.len()).filter(|row| columns.record_id(*row) == record_id);
-            all.extend(named.map(|row| {
-                found(&columns.row(row), columns.subject(row), file.defaults())
-            }));
+            all.extend(
+                named.map(|row| found(&columns.row(row), columns.subject(row), file.defaults())),
+            );
         }
     }
     Ok(all)

@@ -127,7 +127,7 @@ impl Dataset {
     /// Reads the value of the footer key [`FOOTER_KEY`]. Without one, or with one that nobody
     /// can make sense of, nothing is known of the rows.
     pub fn parse(footer: Option<&str>) -> Self {
-        footer.and_then(|text| described(text).ok()).map(Self::of).unwrap_or_default()
+        footer.and_then(|text| described(text.as_bytes()).ok()).map(Self::of).unwrap_or_default()
     }
 
     /// As [`Dataset::parse`], held to the sidecar beside the file of rows `path`, which also
@@ -139,7 +139,7 @@ impl Dataset {
         let beside = described(&text).map_err(wrong)?;
         let Some(footer) = footer else { return Ok(Self::of(beside)) };
         // A footer that cannot be read agrees with nothing.
-        let inside = described(footer).unwrap_or_default();
+        let inside = described(footer.as_bytes()).unwrap_or_default();
         let mut keys = beside.keys().chain(inside.keys());
         if let Some(key) = keys.find(|key| beside.get(*key) != inside.get(*key)) {
             let (path, key) = (path.to_owned(), key.clone());
@@ -227,9 +227,9 @@ impl Dataset {
 
 /// The keys of a description of the schema that is understood, where they are of the right
 /// kind: half a description is none.
-fn described(text: &str) -> Result<Map<String, Value>, String> {
+fn described(text: &[u8]) -> Result<Map<String, Value>, String> {
     let description: Map<String, Value> =
-        serde_json::from_str(text).map_err(|error| error.to_string())?;
+        serde_json::from_slice(text).map_err(|error| error.to_string())?;
     match description.get("schema").and_then(Value::as_str) {
         Some(SCHEMA) => {}
         Some(_) => return Err("its `schema` is another".to_owned()),
@@ -250,14 +250,16 @@ fn described(text: &str) -> Result<Map<String, Value>, String> {
     Ok(description)
 }
 
-fn read_if_there(path: &Path) -> io::Result<Option<String>> {
+/// A pipe in its place is not waited for.
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, ConsentError> {
+    let wrong =
+        |reason: &str| ConsentError::Sidecar { path: path.to_owned(), reason: reason.to_owned() };
     match fs::metadata(path) {
-        Ok(found) if found.len() > MAX_SIDECAR_BYTES => {
-            Err(io::Error::other(format!("`{}` is too large", path.display())))
-        }
-        Ok(_) => fs::read_to_string(path).map(Some),
+        Ok(found) if !found.is_file() => Err(wrong("it is no file")),
+        Ok(found) if found.len() > MAX_SIDECAR_BYTES => Err(wrong("it is too large")),
+        Ok(_) => Ok(Some(fs::read(path)?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -38,7 +38,11 @@ fn refusal(rule: Rule, row: &ConsentRow<'_>, ask: &Ask) -> String {
     let at = |instant: Option<_>| instant.map_or("nothing".to_owned(), |at| format!("{at}"));
     match rule {
         Rule::InLedger => {
-            format!("The ledger has a withdrawal of it that was in effect by {}.", ask.at)
+            format!(
+                "The ledger has a withdrawal of it that holds before the planned end of the run \
+                 at {}.",
+                ask.until
+            )
         }
         Rule::NoColumn => {
             "Its file lacks at least one of the consent columns, and an absent column says \
@@ -145,4 +149,70 @@ fn listed(words: Option<&[&str]>) -> String {
 
 fn asked(words: &[String]) -> String {
     listed(Some(&words.iter().map(String::as_str).collect::<Vec<_>>()))
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn ask() -> Ask {
+        Ask {
+            purpose: vec!["dpv:ServiceProvision".to_owned()],
+            processing: vec!["ai:ModelFineTuning".to_owned()],
+            at: Timestamp::from_second(1_780_000_000).unwrap(),
+            until: Timestamp::from_second(1_780_086_400).unwrap(),
+        }
+    }
+
+    fn row() -> ConsentRow<'static> {
+        ConsentRow {
+            complete: true,
+            basis: Some("consent"),
+            status: Some("given"),
+            purposes: Some(vec!["dpv:ServiceManagement"]),
+            processing: Some(vec!["ai:ModelFineTuning"]),
+            expires_at: Some(Timestamp::from_second(1_790_000_000).unwrap()),
+            record_id: Some("urn:uuid:1"),
+            ..ConsentRow::default()
+        }
+    }
+
+    fn words(row: &ConsentRow<'_>) -> String {
+        explain(row, &ask(), &Dataset::parse(Some(r#"{"schema":"consent/v1"}"#)), false)
+    }
+
+    #[test]
+    fn a_used_row_says_what_covers_what() {
+        assert_eq!(
+            words(&row()),
+            "The row is used. Its basis is `consent` and its status `given`; it allows the \
+             purposes `dpv:ServiceManagement` and the processing `ai:ModelFineTuning`, which \
+             covers `dpv:ServiceProvision` and `ai:ModelFineTuning`, and it ends at \
+             2026-09-21T14:13:20Z, after the planned end of the run at 2026-05-29T20:26:40Z."
+        );
+    }
+
+    #[test]
+    fn a_row_that_is_left_out_says_by_which_rule() {
+        let other = ConsentRow { purposes: Some(vec!["dpv:Marketing"]), ..row() };
+        assert_eq!(
+            words(&other),
+            "The row is left out as `purpose`. It allows the purposes `dpv:Marketing`; asked are \
+             `dpv:ServiceProvision`, and at least one of them is neither named nor narrower than \
+             one that is."
+        );
+        let gone = explain(&row(), &ask(), &Dataset::default(), true);
+        assert!(gone.starts_with("The row is left out as `withdrawn`. The ledger"), "{gone}");
+    }
+
+    #[test]
+    fn values_that_would_confuse_a_terminal_are_tamed() {
+        let long = "x".repeat(1000);
+        for (status, shown) in [("\u{1b}[2Jgiven", "`\\u{1b}[2Jgiven`"), (&long, "…`")] {
+            let words = words(&ConsentRow { status: Some(status), ..row() });
+            assert!(words.contains(shown) && words.len() < 300, "{words}");
+        }
+    }
 }

@@ -83,7 +83,7 @@ impl Standing {
 /// All that a verdict depends on besides the data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Facts {
-    /// The ledger has a withdrawal of the row, for what is asked, by the start of the run.
+    /// The ledger has a withdrawal of the row, for what is asked.
     pub(super) in_ledger: bool,
     /// The file has every consent column.
     pub(super) complete: bool,
@@ -121,8 +121,9 @@ impl Facts {
                 ask.purpose.iter().all(met)
             }),
             processing: row.processing.as_ref().map(|allowed| {
-                let met =
-                    |wanted: &String| allowed.iter().any(|wider| includes_processing(wider, wanted));
+                let met = |wanted: &String| {
+                    allowed.iter().any(|wider| includes_processing(wider, wanted))
+                };
                 ask.processing.iter().all(met)
             }),
             has_record: row.record_id.is_some_and(|id| !id.is_empty()),

@@ -80,6 +80,17 @@ impl std::fmt::Display for Reason {
 }
 
 impl Reason {
+    /// Every reason, in the order in which they apply.
+    pub const ALL: [Self; 7] = [
+        Self::Missing,
+        Self::Unknown,
+        Self::Withdrawn,
+        Self::NotGiven,
+        Self::Expired,
+        Self::Purpose,
+        Self::Processing,
+    ];
+
     /// The word under which it is counted in reports.
     pub fn key(self) -> &'static str {
         match self {
@@ -173,6 +184,8 @@ pub struct ConsentRow<'a> {
     pub has_subject: bool,
 }
 
+#[cfg(test)]
+mod plain;
 #[cfg(test)]
 #[path = "judge_tests.rs"]
 mod tests;

@@ -148,9 +148,8 @@ struct Column<'g> {
 impl<'g> Column<'g> {
     fn new(group: &'g RowGroupMetaData, fields: &Fields, name: &str) -> Self {
         let mut chunks = group.columns().iter();
-        let chunk = chunks.find(|chunk| {
-            chunk.column_path().parts().first().is_some_and(|root| root == name)
-        });
+        let chunk = chunks
+            .find(|chunk| chunk.column_path().parts().first().is_some_and(|root| root == name));
         let nanoseconds = match fields.find(name).map(|(_, field)| field.data_type()) {
             Some(DataType::Timestamp(unit, Some(_))) => Some(nanoseconds(*unit)),
             _ => None,

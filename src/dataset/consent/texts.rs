@@ -55,9 +55,7 @@ impl Texts {
     pub(super) fn get(&self, index: usize) -> Option<&str> {
         match self {
             Self::Plain(texts) => at(texts, index),
-            Self::Coded(texts) => {
-                at(texts.values().as_string_opt::<i32>()?, code(texts, index)?)
-            }
+            Self::Coded(texts) => at(texts.values().as_string_opt::<i32>()?, code(texts, index)?),
         }
     }
 
