@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod affected;
 #[cfg(test)]
+mod consent;
+#[cfg(test)]
 mod documents;
 #[cfg(test)]
 mod families;

@@ -1,5 +1,6 @@
 //! `heirloom data`: one file per subcommand.
 
+mod consent;
 mod withdraw;
 
 use super::exit::ExitStatus;
@@ -16,11 +17,13 @@ pub(super) struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Consent(consent::Arguments),
     Withdraw(withdraw::Arguments),
 }
 
 pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
     match &arguments.command {
+        Command::Consent(arguments) => consent::run(arguments, printer),
         Command::Withdraw(arguments) => withdraw::run(arguments, printer),
     }
 }
