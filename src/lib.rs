@@ -19,6 +19,7 @@ pub mod files;
 pub mod generation;
 pub mod hub;
 pub mod job;
+mod json;
 pub mod provenance;
 pub mod recipe;
 pub mod run;

@@ -7,11 +7,13 @@
 mod chat;
 mod check;
 mod completions;
+mod data;
 mod doctor;
 mod eval;
 pub mod exit;
 mod export;
 mod generate;
+mod lineage;
 pub mod printer;
 mod target;
 mod train;
@@ -55,6 +57,8 @@ enum Command {
     Chat(Box<chat::Arguments>),
     Export(export::Arguments),
     Verify(verify::Arguments),
+    Data(data::Arguments),
+    Lineage(lineage::Arguments),
     Doctor(doctor::Arguments),
     Completions(completions::Arguments),
 }
@@ -78,6 +82,8 @@ fn run(command: Command, printer: Printer) -> Result<ExitStatus, Failure> {
         Command::Chat(arguments) => chat::run(&arguments, printer),
         Command::Export(arguments) => export::run(&arguments, printer),
         Command::Verify(arguments) => verify::run(&arguments, printer),
+        Command::Data(arguments) => data::run(&arguments, printer),
+        Command::Lineage(arguments) => lineage::run(&arguments, printer),
         Command::Doctor(arguments) => doctor::run(&arguments, printer),
         Command::Completions(arguments) => {
             completions::run(&arguments, &mut self::Arguments::command(), printer)

@@ -97,6 +97,19 @@ impl Printer {
             .with_message(what.to_owned())
     }
 
+    /// Warns where something failed that must not stop the work.
+    pub fn warn_of<E: Diagnose>(self, result: Result<(), E>) {
+        let Err(error) = result else { return };
+        let mut text = format!("warning: {error}");
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        let hint = error.hint().map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
+        self.note(&(text + &hint));
+    }
+
     /// Prints a failure with its details, its causes and its hint, also when quiet.
     pub fn failure(self, failure: &Failure) {
         to_stderr(&render(failure));

@@ -11,6 +11,7 @@ use crate::dataset::survey::SurveyedFile;
 use crate::diagnose::{Diagnose, Failure};
 use crate::hub::Need;
 use crate::job::{self, Job};
+use crate::provenance::registry;
 use crate::recipe::lock::{Lock, LockedData};
 use crate::recipe::plan::{Again, Plan};
 use crate::recipe::{self, Adapter, Literal};
@@ -160,6 +161,7 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
         rows.finish();
         super::check::warn(&plan, printer);
         plan.begin(&run)?;
+        printer.warn_of(registry::enter_run(&run));
     }
     Err(job::start(printer.into(), Job::Train { run: path }))
 }

@@ -4,15 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
-use arrow::array::{Array, ArrayRef, AsArray, ListArray, StringArray};
-use arrow::datatypes::{
-    TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
-};
+use arrow::array::{Array, AsArray, ListArray, StringArray};
 use arrow::record_batch::RecordBatch;
-use jiff::Timestamp;
 
 use super::chat::Message;
-use super::consent::{self, ConsentRow};
+use super::consent::{ConsentColumns, ConsentRow};
 use super::source::SourceError;
 
 /// The rows of one row group. Texts stay in the columns until a row is asked for.
@@ -20,30 +16,19 @@ use super::source::SourceError;
 pub struct RowGroup {
     path: PathBuf,
     first_row: u64,
-    complete: bool,
     record_id: StringArray,
-    messages: Option<ListArray>,
-    basis: Option<StringArray>,
-    status: Option<StringArray>,
-    consent_record_id: Option<StringArray>,
-    purposes: Option<ListArray>,
-    processing: Option<ListArray>,
-    given_at: Vec<Option<Timestamp>>,
-    expires_at: Vec<Option<Timestamp>>,
-    withdrawn_at: Vec<Option<Timestamp>>,
-    has_subject: Vec<bool>,
+    messages: ListArray,
+    consent: ConsentColumns,
 }
 
 impl RowGroup {
     pub(super) fn new(
         path: PathBuf,
         first_row: u64,
-        complete: bool,
         rows: &RecordBatch,
     ) -> Result<Self, SourceError> {
         let strings = |name| rows.column_by_name(name)?.as_string_opt::<i32>().cloned();
         let lists = |name| rows.column_by_name(name)?.as_list_opt::<i32>().cloned();
-        let instants = |name| rows.column_by_name(name).map(instants).unwrap_or_default();
         let missing =
             |column| SourceError::MissingColumn { path: path.clone(), column, found: Vec::new() };
         let record_id = strings("record_id").ok_or_else(|| missing("record_id"))?;
@@ -51,21 +36,14 @@ impl RowGroup {
             let row = first_row + row as u64;
             return Err(SourceError::Null { path, column: "record_id", row });
         }
+        let consent = ConsentColumns::new(rows)
+            .map_err(|source| SourceError::Consent { path: path.clone(), source })?;
         Ok(Self {
-            messages: lists("messages"),
+            messages: lists("messages").ok_or_else(|| missing("messages"))?,
             record_id,
-            basis: strings("consent_basis"),
-            status: strings("consent_status"),
-            consent_record_id: strings("consent_record_id"),
-            purposes: lists("consent_purposes"),
-            processing: lists("consent_processing"),
-            given_at: instants("consent_given_at"),
-            expires_at: instants("consent_expires_at"),
-            withdrawn_at: instants("consent_withdrawn_at"),
-            has_subject: rows.column_by_name(consent::SUBJECT).map(not_null).unwrap_or_default(),
+            consent,
             path,
             first_row,
-            complete,
         })
     }
 
@@ -96,18 +74,7 @@ impl RowGroup {
 
     /// What the row records about its consent.
     pub fn consent(&self, row: usize) -> ConsentRow<'_> {
-        ConsentRow {
-            complete: self.complete,
-            basis: text(&self.basis, row),
-            status: text(&self.status, row),
-            purposes: texts(&self.purposes, row),
-            processing: texts(&self.processing, row),
-            given_at: self.given_at.get(row).copied().flatten(),
-            expires_at: self.expires_at.get(row).copied().flatten(),
-            withdrawn_at: self.withdrawn_at.get(row).copied().flatten(),
-            record_id: text(&self.consent_record_id, row),
-            has_subject: self.has_subject.get(row).copied().unwrap_or(false),
-        }
+        self.consent.row(row)
     }
 
     /// The row's conversation.
@@ -117,8 +84,10 @@ impl RowGroup {
             column,
             row: self.row_in_file(row),
         };
-        let messages = self.messages.as_ref().filter(|messages| messages.is_valid(row));
-        let turns = messages.ok_or_else(|| null("messages"))?.value(row);
+        if self.messages.is_null(row) {
+            return Err(null("messages"));
+        }
+        let turns = self.messages.value(row);
         let turns = turns.as_struct_opt().ok_or_else(|| null("messages"))?;
         let column = |name| turns.column_by_name(name)?.as_string_opt::<i32>();
         let roles = column("role").ok_or_else(|| null("messages.role"))?;
@@ -133,45 +102,5 @@ impl RowGroup {
                 })
             })
             .collect()
-    }
-}
-
-fn text(column: &Option<StringArray>, row: usize) -> Option<&str> {
-    column.as_ref().filter(|column| column.is_valid(row)).map(|column| column.value(row))
-}
-
-/// The strings of a list; a null among them allows nothing and is left out.
-fn texts(column: &Option<ListArray>, row: usize) -> Option<Vec<&str>> {
-    let column = column.as_ref().filter(|column| column.is_valid(row))?;
-    let (start, end) = (column.value_offsets().get(row)?, column.value_offsets().get(row + 1)?);
-    let values = column.values().as_string_opt::<i32>()?;
-    let indices = usize::try_from(*start).ok()?..usize::try_from(*end).ok()?;
-    Some(indices.filter(|index| values.is_valid(*index)).map(|i| values.value(i)).collect())
-}
-
-/// Which values are there, whatever their type.
-fn not_null(column: &ArrayRef) -> Vec<bool> {
-    match column.logical_nulls() {
-        Some(nulls) => nulls.iter().collect(),
-        None => vec![true; column.len()],
-    }
-}
-
-/// Instants beyond the calendar are the calendar's ends, so that comparisons still hold.
-fn instants(column: &ArrayRef) -> Vec<Option<Timestamp>> {
-    let clamp = |value: i64, instant: Result<Timestamp, jiff::Error>| {
-        instant.unwrap_or(if value < 0 { Timestamp::MIN } else { Timestamp::MAX })
-    };
-    let micros = |v: Option<i64>| v.map(|v| clamp(v, Timestamp::from_microsecond(v)));
-    let millis = |v: Option<i64>| v.map(|v| clamp(v, Timestamp::from_millisecond(v)));
-    let nanos = |v: Option<i64>| v.map(|v| clamp(v, Timestamp::from_nanosecond(v.into())));
-    if let Some(values) = column.as_primitive_opt::<TimestampMicrosecondType>() {
-        values.iter().map(micros).collect()
-    } else if let Some(values) = column.as_primitive_opt::<TimestampMillisecondType>() {
-        values.iter().map(millis).collect()
-    } else if let Some(values) = column.as_primitive_opt::<TimestampNanosecondType>() {
-        values.iter().map(nanos).collect()
-    } else {
-        Vec::new()
     }
 }

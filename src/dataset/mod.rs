@@ -17,6 +17,7 @@ pub mod evaluation;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod group;
+pub mod ledger;
 mod rows;
 pub mod sample;
 pub mod source;

@@ -8,10 +8,12 @@
 //! Reference: in-toto Statement v1 with the SLSA provenance v1 predicate; the Hugging Face
 //! hub's model card metadata.
 
+pub mod affected;
 pub mod card;
 pub mod counts;
 mod folder;
 pub mod origin;
+pub mod registry;
 pub mod release;
 pub mod statement;
 pub mod verify;

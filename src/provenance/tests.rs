@@ -114,6 +114,7 @@ impl Finished {
                 ..Size::default()
             },
         };
+        write(&run.lock(), &serde_json::to_string(&lock).unwrap());
         Self { place, run, recipe, lock }
     }
 

@@ -17,8 +17,8 @@ use super::folder::{self, Entry, Kind, WalkError};
 use super::statement::{self, Evaluation, Predicate, Resource};
 use crate::files::sha256_of_file;
 use crate::job::ExportKind;
+use crate::json;
 
-mod json;
 mod problem;
 
 pub use problem::{Problem, VerifyError};
@@ -130,8 +130,8 @@ struct Predicated {
 }
 
 fn parse(text: &str, problems: &mut Vec<Problem>) -> Option<Manifest> {
-    if let Err(problem) = json::check(text) {
-        problems.push(problem);
+    if let Err(fault) = json::check(text) {
+        problems.push(fault.into());
         return None;
     }
     let before = problems.len();

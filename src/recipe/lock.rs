@@ -15,7 +15,7 @@ use crate::files::sha256_of_file;
 use crate::hub::{self, HubError};
 
 /// Largest lock that is read, in bytes: some hundred thousand files of rows.
-const MAX_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_BYTES: u64 = 64 << 20;
 
 /// Contents of `recipe.lock`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -4,6 +4,10 @@
 //! place and shows the job that it is handed.
 
 #[cfg(test)]
+mod affected;
+#[cfg(test)]
+mod consent;
+#[cfg(test)]
 mod documents;
 #[cfg(test)]
 mod families;
@@ -17,6 +21,8 @@ mod recipes;
 mod runs;
 #[cfg(test)]
 mod surface;
+#[cfg(test)]
+mod withdrawals;
 #[cfg(test)]
 mod words;
 #[cfg(test)]

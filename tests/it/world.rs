@@ -37,12 +37,14 @@ pub(crate) struct Ran {
 /// A folder that disappears with the test.
 pub(crate) struct World {
     folder: TempDir,
+    /// Where the registry lies: never that of whoever runs the tests.
+    home: TempDir,
 }
 
 impl World {
     /// `base/` and `data/` as bundled (without the base's weights), and `recipe.yaml`.
     pub(crate) fn new() -> Self {
-        let world = Self { folder: TempDir::new().unwrap() };
+        let world = Self { folder: TempDir::new().unwrap(), home: TempDir::new().unwrap() };
         let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
         for (from, to) in [("seedling", "base"), ("catalogue", "data")] {
             fs::create_dir(world.path(to)).unwrap();
@@ -60,6 +62,10 @@ impl World {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
     }
 
     pub(crate) fn read(&self, name: &str) -> String {
@@ -95,7 +101,7 @@ impl World {
         let mut command = Command::new(env!("CARGO_BIN_EXE_heirloom"));
         command.args(arguments).current_dir(self.folder.path());
         command.env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE");
-        command.env("HEIRLOOM_ENGINE", engine_script());
+        command.env("HEIRLOOM_ENGINE", engine_script()).env("HEIRLOOM_HOME", self.home());
         command
     }
 

@@ -7,6 +7,7 @@ use heirloom::diagnose::Failure;
 use heirloom::files::FolderInProgress;
 use heirloom::hub;
 use heirloom::job::{Export, ExportKind};
+use heirloom::provenance::registry;
 use heirloom::provenance::release::{self, Facts};
 use heirloom::provenance::statement::Training;
 use heirloom::recipe::Adapter;
@@ -57,6 +58,7 @@ pub(super) fn export(job: &Export, printer: Printer) -> Result<(), Failure> {
         deterministic: true,
     };
     let place = release::finish(folder, &facts, job.force)?;
+    printer.warn_of(registry::enter_release(&place));
     printer.note(&format!("wrote `{}`", place.display()));
     Ok(())
 }

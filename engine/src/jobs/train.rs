@@ -12,6 +12,7 @@ use heirloom::dataset::vocabulary::{self, Vocabulary};
 use heirloom::diagnose::Failure;
 use heirloom::files::{self, FolderInProgress};
 use heirloom::hub;
+use heirloom::provenance::registry;
 use heirloom::recipe::lock::{Lock, Split};
 use heirloom::recipe::{Adapter, Recipe};
 use heirloom::run::{RunFolder, Summary};
@@ -65,6 +66,7 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
         return Err(EngineError::Interrupted { step, steps, run }.into());
     }
     keep(&run, &recipe, &trainer, &base, files.as_ref())?;
+    printer.warn_of(registry::enter_trained(&run));
     // Training is safe: from here on Ctrl-C simply ends the program.
     stop.end_at_once();
 

@@ -8,6 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use heirloom::files::sha256_of_file;
+use heirloom::provenance::registry::{Entry, Registry, ReleaseEntry};
 use tempfile::TempDir;
 
 /// Optimiser steps of the small run.
@@ -70,7 +71,7 @@ impl Place {
         command.arg("--run").arg(self.run(run)).args(more);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         // One thread, so that the test beside this one costs time but no patience.
-        command.env("OMP_NUM_THREADS", "1");
+        command.env("OMP_NUM_THREADS", "1").env("HEIRLOOM_HOME", self.0.path());
         command
     }
 
@@ -180,7 +181,7 @@ fn a_full_disk_stops_the_run_with_nothing_half_written() {
     let script = "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\"";
     limited.current_dir(root()).arg("-c").arg(script).arg(heirloom()).arg("train");
     limited.arg(place.run("small.yaml")).arg("--run").arg(place.run("full"));
-    limited.env("OMP_NUM_THREADS", "1");
+    limited.env("OMP_NUM_THREADS", "1").env("HEIRLOOM_HOME", place.0.path());
     let output = limited.output().unwrap();
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -214,7 +215,9 @@ fn a_release_of_either_kind_verifies_and_generates() {
     {
         let release = place.run(kind);
         let heirloom = |arguments: &[&str]| {
-            Command::new(heirloom()).current_dir(root()).args(arguments).output().unwrap()
+            let mut command = Command::new(heirloom());
+            command.current_dir(root()).args(arguments).env("HEIRLOOM_HOME", place.0.path());
+            command.output().unwrap()
         };
         let (run, target) = (place.run("run"), release.to_str().unwrap());
         let exported = heirloom(&["export", run.to_str().unwrap(), "--to", kind, "-o", target]);
@@ -232,8 +235,34 @@ fn a_release_of_either_kind_verifies_and_generates() {
         assert_eq!(again.status.code(), Some(1), "{}", stderr(&again));
         assert_eq!(sha256_of_file(&release.join(payload)).unwrap(), before);
 
+        registered(&place, &release, kind);
         heirloom::files::write_atomically(&release.join(payload), b"changed").unwrap();
         let changed = heirloom(&["verify", target]);
         assert_eq!(changed.status.code(), Some(1), "{}", stderr(&changed));
     }
+}
+
+/// The registry leads from the run to its release, by digest.
+fn registered(place: &Place, release: &Path, kind: &str) {
+    let entries = Registry::at(place.0.path()).read().unwrap();
+    let run = entries.iter().find_map(|entry| match entry {
+        Entry::Run(run) => Some(run),
+        _ => None,
+    });
+    let run = run.unwrap();
+    assert_eq!(run.run, sha256_of_file(&place.run("run").join("recipe.lock")).unwrap());
+    let weights = sha256_of_file(&root().join("data/seedling/model.safetensors")).unwrap();
+    assert_eq!(run.base, [weights]);
+    let trained = entries.iter().find_map(|entry| match entry {
+        Entry::Trained(trained) => Some(trained),
+        _ => None,
+    });
+    assert_eq!(trained.unwrap().weights, [place.adapter("run")]);
+    let released = entries.iter().rev().find_map(|entry| match entry {
+        Entry::Release(release) => Some(release),
+        _ => None,
+    });
+    assert_eq!(released, Some(&ReleaseEntry::of(release).unwrap()), "{kind}");
+    assert_eq!(released.unwrap().run.as_ref(), Some(&run.run));
+    assert_eq!(released.unwrap().base, run.base);
 }

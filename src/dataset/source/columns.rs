@@ -30,7 +30,8 @@ impl Columns<'_> {
             Self::Consent => false,
             Self::And(names) => names.contains(&name),
         };
-        content || name == RECORD_ID || name == consent::SUBJECT || consent::COLUMNS.contains(&name)
+        let known = [RECORD_ID, consent::SUBJECT, consent::SOURCE].contains(&name);
+        content || known || consent::COLUMNS.contains(&name)
     }
 
     /// The same, as the decoder knows it.
@@ -43,7 +44,8 @@ impl Columns<'_> {
 
 /// Refuses a file whose rows could not be judged.
 pub(super) fn check(path: &Path, fields: &Fields) -> Result<(), SourceError> {
-    for column in REQUIRED.into_iter().chain(consent::COLUMNS) {
+    let others = [consent::SUBJECT, consent::SOURCE];
+    for column in REQUIRED.into_iter().chain(consent::COLUMNS).chain(others) {
         let Some((_, field)) = fields.find(column) else {
             if REQUIRED.contains(&column) {
                 let found = fields.iter().map(|field| field.name().clone()).collect();
@@ -58,6 +60,10 @@ pub(super) fn check(path: &Path, fields: &Fields) -> Result<(), SourceError> {
                 matches!(found, DataType::List(item) if *item.data_type() == DataType::Utf8),
                 "LIST<STRING>",
             ),
+            // A digest that cannot be compared would hide its row from the ledger.
+            consent::SUBJECT => {
+                (matches!(found, DataType::FixedSizeBinary(32)), "FIXED_LEN_BYTE_ARRAY(32)")
+            }
             _ if column.ends_with("_at") => (
                 matches!(found, DataType::Timestamp(unit, Some(_)) if *unit != TimeUnit::Second),
                 "TIMESTAMP(MICROS, UTC)",

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::super::consent::{ColumnError, ConsentError};
 use crate::diagnose::Diagnose;
 
 /// What can be wrong with a source of rows.
@@ -78,6 +79,17 @@ pub enum SourceError {
         /// The type that it has.
         found: String,
     },
+    /// The consent columns are not what they must be.
+    #[error("the consent columns of `{path}` cannot be judged")]
+    Consent {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with them.
+        source: ColumnError,
+    },
+    /// What is said of the whole data set stops its files.
+    #[error(transparent)]
+    Dataset(#[from] ConsentError),
     /// A value that must be there is null.
     #[error("column `{column}` of `{path}` is null in row {row} (counted from 0)")]
     Null {
@@ -110,6 +122,8 @@ impl Diagnose for SourceError {
                 format!("rename the column that holds `{column}`; it has {}", found.join(", "))
             }
             Self::WrongType { expected, .. } => format!("write the column again as {expected}"),
+            Self::Consent { source, .. } => return source.hint(),
+            Self::Dataset(error) => return error.hint(),
             Self::Null { .. } => "fill in the value, or remove the row".to_owned(),
         })
     }

@@ -23,7 +23,7 @@ pub use self::columns::{Columns, RECORD_ID};
 pub use self::error::SourceError;
 pub use self::slices::Slices;
 use self::slices::Want;
-use super::consent::{self, Defaults};
+use super::consent::{self, Dataset};
 use super::contain::contain;
 use super::group::RowGroup;
 
@@ -59,7 +59,7 @@ pub struct SourceFile {
     path: PathBuf,
     bytes: u64,
     metadata: ArrowReaderMetadata,
-    defaults: Defaults,
+    dataset: Dataset,
     complete: bool,
     group_rows: Vec<u64>,
     first_rows: Vec<u64>,
@@ -86,9 +86,9 @@ impl SourceFile {
             row = row.checked_add(rows).ok_or_else(|| wrong("too many rows".to_owned()))?;
         }
         let complete = consent::COLUMNS.iter().all(|name| fields.find(name).is_some());
-        let defaults = Defaults::parse(footer(&metadata, consent::FOOTER_KEY));
+        let dataset = Dataset::beside(path, footer(&metadata, consent::FOOTER_KEY))?;
         let path = path.to_owned();
-        Ok(Self { path, bytes, metadata, defaults, complete, group_rows, first_rows })
+        Ok(Self { path, bytes, metadata, dataset, complete, group_rows, first_rows })
     }
 
     /// Where it lies.
@@ -101,9 +101,9 @@ impl SourceFile {
         self.bytes
     }
 
-    /// What its footer says of all rows.
-    pub fn defaults(&self) -> &Defaults {
-        &self.defaults
+    /// What is said of all its rows, by its footer or beside it.
+    pub fn defaults(&self) -> &Dataset {
+        &self.dataset
     }
 
     /// Whether it has every column that the gate knows.
@@ -179,7 +179,7 @@ impl SourceFile {
             path: self.path.clone(),
             reason: error.to_string(),
         })?;
-        RowGroup::new(self.path.clone(), self.first_row(group), self.complete, &rows)
+        RowGroup::new(self.path.clone(), self.first_row(group), &rows)
     }
 }
 

@@ -28,7 +28,7 @@ fn row_groups_are_read_one_by_one() {
     assert_eq!((messages[1].role.as_str(), messages[1].content.as_str()), ("assistant", "answer"));
     let consent = group.consent(1);
     assert_eq!(consent.purposes, Some(vec!["dpv:ServiceProvision"]));
-    assert_eq!(judge(&consent, &fixture::ask(), file.defaults()), Ok(()));
+    assert_eq!(judge(&consent, &fixture::ask(), file.defaults(), false), Ok(()));
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_missing_consent_column_leaves_every_row_missing() {
         fixture::write_batch(&path, &batch, 4, Some(fixture::FOOTER));
         let file = SourceFile::open(&path).unwrap();
         let group = file.read_group(0).unwrap();
-        let verdict = judge(&group.consent(0), &fixture::ask(), file.defaults());
+        let verdict = judge(&group.consent(0), &fixture::ask(), file.defaults(), false);
         assert_eq!(verdict, Err(Reason::Missing), "{column}");
     }
 }
@@ -83,11 +83,14 @@ fn a_row_about_nobody_that_names_somebody_is_unknown() {
         .map(|(field, values)| (field.name().clone(), values.clone()))
         .collect();
     columns.push(("subject_ref".to_owned(), std::sync::Arc::new(subjects)));
+    let source = arrow::array::StringArray::from(vec!["letters"; 2]);
+    columns.push(("source_id".to_owned(), std::sync::Arc::new(source)));
     let batch = RecordBatch::try_from_iter(columns).unwrap();
-    fixture::write_batch(&path, &batch, 4, Some(fixture::FOOTER));
+    let footer = r#"{"schema":"consent/v1","sources":{"letters":{"justification":"by a rule"}}}"#;
+    fixture::write_batch(&path, &batch, 4, Some(footer));
     let file = SourceFile::open(&path).unwrap();
     let group = file.read_group(0).unwrap();
-    let verdict = |row| judge(&group.consent(row), &fixture::ask(), file.defaults());
+    let verdict = |row| judge(&group.consent(row), &fixture::ask(), file.defaults(), false);
     assert_eq!((verdict(0), verdict(1)), (Err(Reason::Unknown), Ok(())));
 }
 
@@ -148,7 +151,7 @@ fn instants_beyond_the_calendar_keep_their_side() {
     fixture::write_rows(&path, &rows, 2);
     let file = SourceFile::open(&path).unwrap();
     let group = file.read_group(0).unwrap();
-    let verdict = |row| judge(&group.consent(row), &fixture::ask(), file.defaults());
+    let verdict = |row| judge(&group.consent(row), &fixture::ask(), file.defaults(), false);
     assert_eq!(verdict(0), Err(Reason::Expired));
     assert_eq!(verdict(1), Err(Reason::Withdrawn));
 }
@@ -188,7 +191,7 @@ fn a_damaged_file_never_panics() {
         for group in 0..file.group_rows().len() {
             let Ok(group) = file.read_group(group) else { continue };
             for row in 0..group.len() {
-                let _ = judge(&group.consent(row), &fixture::ask(), file.defaults());
+                let _ = judge(&group.consent(row), &fixture::ask(), file.defaults(), false);
                 let _ = group.messages(row);
             }
         }

@@ -151,6 +151,12 @@ pub(super) fn run_details(
 pub(super) fn byproducts(facts: &Facts) -> Result<Vec<Resource>, ReleaseError> {
     let run = facts.run;
     let mut resources = vec![
+        // Which run it was: see the registry.
+        Resource {
+            name: "recipe.lock".to_owned(),
+            digest: digest_of(&run.lock())?,
+            ..Resource::default()
+        },
         Resource {
             name: "consent_report.json".to_owned(),
             digest: digest_of(&run.consent_report())?,

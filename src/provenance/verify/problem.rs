@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::MAX_MANIFEST_BYTES;
 use crate::diagnose::Diagnose;
+use crate::json::Fault;
 use crate::provenance::MANIFEST;
 use crate::provenance::folder::{MAX_DEPTH, MAX_ENTRIES};
 use crate::provenance::statement;
@@ -159,6 +160,15 @@ pub enum Problem {
         /// The thing.
         name: String,
     },
+}
+
+impl From<Fault> for Problem {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Syntax { line, column, what } => Self::NotJson { line, column, what },
+            Fault::DuplicateKey { line, column, key } => Self::DuplicateKey { key, line, column },
+        }
+    }
 }
 
 impl Diagnose for Problem {

@@ -1,7 +1,8 @@
 //! JSON in which no object has a key twice.
 //!
-//! serde_json keeps the last of two equal keys, other readers the first: a manifest could
-//! say one thing to one reader and another to the next.
+//! Owns the check that every strict reader of JSON begins with. serde_json keeps the last of
+//! two equal keys, other readers the first: a text could say one thing to one reader and
+//! another to the next.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -9,10 +10,17 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-use super::Problem;
+/// Why a text is not one JSON value with unique keys. Places count from 1.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// Not JSON, or more than one value.
+    Syntax { line: usize, column: usize, what: String },
+    /// A key occurs twice in one object.
+    DuplicateKey { line: usize, column: usize, key: String },
+}
 
 /// Whether `text` is one JSON value without duplicate keys.
-pub(super) fn check(text: &str) -> Result<(), Problem> {
+pub(crate) fn check(text: &str) -> Result<(), Fault> {
     let duplicate = RefCell::new(None);
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let parsed = Unique { duplicate: &duplicate }
@@ -21,14 +29,14 @@ pub(super) fn check(text: &str) -> Result<(), Problem> {
     parsed.map_err(|error| {
         let (line, column) = (error.line(), error.column());
         match duplicate.take() {
-            Some(key) => Problem::DuplicateKey { key, line, column },
-            None => Problem::NotJson { line, column, what: message(&error) },
+            Some(key) => Fault::DuplicateKey { line, column, key },
+            None => Fault::Syntax { line, column, what: message(&error) },
         }
     })
 }
 
 /// What serde_json says, without the place that it appends.
-pub(super) fn message(error: &serde_json::Error) -> String {
+pub(crate) fn message(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
     text.strip_suffix(&place).unwrap_or(&text).to_owned()

@@ -1,0 +1,268 @@
+//! What a data set says of all its rows: the footer of a file, and the sidecar beside it.
+//!
+//! Owns reading both and holding them to each other. The footer is a cache: some tools drop
+//! it when they copy a file, none may contradict the sidecar. Whether a snapshot is too old is
+//! asked of the whole file, because it is nothing that a single row could mend.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use jiff::tz::TimeZone;
+use jiff::{Span, Timestamp};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use crate::diagnose::Diagnose;
+
+/// The footer key of a consent-bearing Parquet file.
+pub const FOOTER_KEY: &str = "consent.v1";
+
+/// The file that says the same of every Parquet file in its folder.
+pub const SIDECAR: &str = "consent.json";
+
+/// The only schema that is understood.
+const SCHEMA: &str = "consent/v1";
+
+/// A description of a data set is a few kilobytes; more is something else.
+const MAX_SIDECAR_BYTES: u64 = 16 << 20;
+
+/// What stops a whole file.
+#[derive(Debug, Error)]
+pub enum ConsentError {
+    /// The sidecar cannot be read.
+    #[error("cannot read what is said of the data set")]
+    Read(#[from] io::Error),
+    /// The sidecar is no description of a data set.
+    #[error("`{path}` does not describe a data set of the schema `{SCHEMA}`: {reason}")]
+    Sidecar {
+        /// The sidecar.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Footer and sidecar contradict each other.
+    #[error("the footer of `{path}` and `{sidecar}` disagree about `{key}`")]
+    Disagree {
+        /// The file of rows.
+        path: PathBuf,
+        /// The sidecar.
+        sidecar: PathBuf,
+        /// The first key that differs.
+        key: String,
+    },
+    /// The data set was put together too long ago to go by.
+    #[error("the snapshot `{path}` is of {snapshot_at}, more than {max_age} before {at}")]
+    Stale {
+        /// The file of rows.
+        path: PathBuf,
+        /// When it was taken.
+        snapshot_at: Timestamp,
+        /// The age at which it is too old, as the data set puts it.
+        max_age: String,
+        /// The instant of judgement.
+        at: Timestamp,
+    },
+    /// The data set limits the age of a snapshot, and nobody can tell its age.
+    #[error("`{path}` limits the age of its snapshot, but its `{key}` is {found}")]
+    Age {
+        /// The file of rows.
+        path: PathBuf,
+        /// `snapshot_at` or `max_snapshot_age`.
+        key: &'static str,
+        /// What stands there.
+        found: String,
+    },
+    /// The data set has a ledger of withdrawals, and none is named.
+    #[error("`{path}` keeps its withdrawals in the ledger `{ledger}`, and no ledger is given")]
+    NoLedger {
+        /// The file of rows.
+        path: PathBuf,
+        /// What the data set calls its ledger.
+        ledger: String,
+    },
+}
+
+impl Diagnose for ConsentError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Read(error) => return error.hint(),
+            Self::Sidecar { .. } => {
+                "mend the file, or move it away if it belongs to other data".to_owned()
+            }
+            Self::Disagree { .. } => {
+                "write the file again from its source, or move the sidecar away if it belongs to \
+                 other data"
+                    .to_owned()
+            }
+            Self::Stale { .. } => {
+                "export the data again from where consent is kept up to date".to_owned()
+            }
+            Self::Age { key: "snapshot_at", .. } => {
+                "write an instant such as `2026-06-01T00:00:00Z`".to_owned()
+            }
+            Self::Age { .. } => "write a duration of ISO 8601 such as `P30D` or `P12M`".to_owned(),
+            Self::NoLedger { .. } => {
+                "name the ledger in the recipe's `data.consent.ledgers`".to_owned()
+            }
+        })
+    }
+}
+
+/// What a data set says of all rows of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dataset {
+    known: bool,
+    endless: bool,
+    justified: BTreeSet<String>,
+    /// As they stand there, read when they are asked for: a limit that cannot be read has to
+    /// stop the file and not to vanish.
+    snapshot_at: Option<Value>,
+    max_snapshot_age: Option<Value>,
+    ledger: Option<String>,
+}
+
+impl Dataset {
+    /// Reads the value of the footer key [`FOOTER_KEY`]. Without one, or with one that nobody
+    /// can make sense of, nothing is known of the rows.
+    pub fn parse(footer: Option<&str>) -> Self {
+        footer.and_then(|text| described(text.as_bytes()).ok()).map(Self::of).unwrap_or_default()
+    }
+
+    /// As [`Dataset::parse`], held to the sidecar beside the file of rows `path`, which also
+    /// stands in for a footer that was dropped.
+    pub fn beside(path: &Path, footer: Option<&str>) -> Result<Self, ConsentError> {
+        let sidecar = path.with_file_name(SIDECAR);
+        let Some(text) = read_if_there(&sidecar)? else { return Ok(Self::parse(footer)) };
+        let wrong = |reason| ConsentError::Sidecar { path: sidecar.clone(), reason };
+        let beside = described(&text).map_err(wrong)?;
+        let Some(footer) = footer else { return Ok(Self::of(beside)) };
+        // A footer that cannot be read agrees with nothing.
+        let inside = described(footer.as_bytes()).unwrap_or_default();
+        let mut keys = beside.keys().chain(inside.keys());
+        if let Some(key) = keys.find(|key| beside.get(*key) != inside.get(*key)) {
+            let (path, key) = (path.to_owned(), key.clone());
+            return Err(ConsentError::Disagree { path, sidecar, key });
+        }
+        Ok(Self::of(inside))
+    }
+
+    fn of(mut description: Map<String, Value>) -> Self {
+        let expiry = description.get("defaults").and_then(|defaults| defaults.get("expiry"));
+        let justified = |source: &Value| {
+            let words = source.get("justification").and_then(Value::as_str);
+            words.is_some_and(|words| !words.trim().is_empty())
+        };
+        let sources = description.get("sources").and_then(Value::as_object);
+        Self {
+            known: true,
+            endless: expiry.and_then(Value::as_str) == Some("endless"),
+            justified: sources
+                .into_iter()
+                .flatten()
+                .filter(|(_, source)| justified(source))
+                .map(|(name, _)| name.clone())
+                .collect(),
+            ledger: description.get("ledger").and_then(Value::as_str).map(str::to_owned),
+            snapshot_at: description.remove("snapshot_at"),
+            max_snapshot_age: description.remove("max_snapshot_age").filter(|age| !age.is_null()),
+        }
+    }
+
+    /// Whether anything is known of the rows at all.
+    pub fn is_known(&self) -> bool {
+        self.known
+    }
+
+    /// Whether consent with no recorded end has none.
+    pub fn is_endless(&self) -> bool {
+        self.endless
+    }
+
+    /// Whether a source says why its rows are not personal data.
+    pub fn justifies(&self, source: &str) -> bool {
+        self.justified.contains(source)
+    }
+
+    /// The sources that say why their rows are not personal data, sorted.
+    pub(super) fn justified(&self) -> impl Iterator<Item = &str> {
+        self.justified.iter().map(String::as_str)
+    }
+
+    /// Where the data set keeps its withdrawals, as it puts it.
+    pub fn ledger(&self) -> Option<&str> {
+        self.ledger.as_deref()
+    }
+
+    /// Refuses the file of rows `path` where its snapshot is too old at the start of a run, or
+    /// where it has a ledger and none `is_given`.
+    pub fn check(&self, path: &Path, at: Timestamp, is_given: bool) -> Result<(), ConsentError> {
+        if let Some(ledger) = self.ledger.clone().filter(|_| !is_given) {
+            return Err(ConsentError::NoLedger { path: path.to_owned(), ledger });
+        }
+        let Some(limit) = &self.max_snapshot_age else { return Ok(()) };
+        let unreadable = |key, value: Option<&Value>| ConsentError::Age {
+            path: path.to_owned(),
+            key,
+            found: value.map_or("not there".to_owned(), |value| format!("`{value}`")),
+        };
+        let snapshot_at = self.snapshot_at.as_ref().and_then(Value::as_str);
+        let snapshot_at: Timestamp = snapshot_at
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| unreadable("snapshot_at", self.snapshot_at.as_ref()))?;
+        let max_age = limit.as_str().unwrap_or_default();
+        let ends = max_age.parse::<Span>().ok().filter(|age| !age.is_negative()).and_then(|age| {
+            // Months and years have their length by the calendar.
+            Some(snapshot_at.to_zoned(TimeZone::UTC).checked_add(age).ok()?.timestamp())
+        });
+        let ends = ends.ok_or_else(|| unreadable("max_snapshot_age", Some(limit)))?;
+        if ends < at {
+            let (path, max_age) = (path.to_owned(), max_age.to_owned());
+            return Err(ConsentError::Stale { path, snapshot_at, max_age, at });
+        }
+        Ok(())
+    }
+}
+
+/// The keys of a description of the schema that is understood, where they are of the right
+/// kind: half a description is none.
+fn described(text: &[u8]) -> Result<Map<String, Value>, String> {
+    let description: Map<String, Value> =
+        serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    match description.get("schema").and_then(Value::as_str) {
+        Some(SCHEMA) => {}
+        Some(_) => return Err("its `schema` is another".to_owned()),
+        None => return Err("it has no `schema`".to_owned()),
+    }
+    let expiry = description.get("defaults").and_then(|defaults| defaults.get("expiry"));
+    let absent = |value: &Value| value.is_null();
+    for (key, value, fits) in [
+        ("defaults", description.get("defaults"), Value::is_object as fn(&Value) -> bool),
+        ("defaults.expiry", expiry, Value::is_string),
+        ("sources", description.get("sources"), Value::is_object),
+        ("ledger", description.get("ledger"), Value::is_string),
+    ] {
+        if value.is_some_and(|value| !fits(value) && !absent(value)) {
+            return Err(format!("its `{key}` is of another type"));
+        }
+    }
+    Ok(description)
+}
+
+/// A pipe in its place is not waited for.
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, ConsentError> {
+    let wrong =
+        |reason: &str| ConsentError::Sidecar { path: path.to_owned(), reason: reason.to_owned() };
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err(wrong("it is no file")),
+        Ok(found) if found.len() > MAX_SIDECAR_BYTES => Err(wrong("it is too large")),
+        Ok(_) => Ok(Some(fs::read(path)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+#[path = "dataset_tests.rs"]
+mod tests;
