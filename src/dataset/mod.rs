@@ -16,6 +16,7 @@ pub mod error;
 pub mod evaluation;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub mod format;
 pub mod group;
 mod order;
 mod rows;

@@ -81,7 +81,7 @@ impl Layout {
         read(self.format, &mut take).map_err(|error| self.named(error))
     }
 
-    fn column<'a>(&self, rows: &'a RecordBatch, field: &str) -> Option<&'a dyn Array> {
+    pub(super) fn column<'a>(&self, rows: &'a RecordBatch, field: &str) -> Option<&'a dyn Array> {
         let (_, name) = self.columns.iter().find(|(name, _)| *name == field)?;
         rows.column_by_name(name).map(AsRef::as_ref)
     }
@@ -95,7 +95,7 @@ impl Layout {
     }
 
     /// A chat of roles and texts only; `None` where there is more to it, or something wrong.
-    fn plain(&self, rows: &RecordBatch, row: usize) -> Option<Conversation> {
+    pub(super) fn plain(&self, rows: &RecordBatch, row: usize) -> Option<Conversation> {
         let nothing = |field| self.column(rows, field).is_none_or(|column| column.is_null(row));
         if !nothing("tools") || !nothing("documents") {
             return None;

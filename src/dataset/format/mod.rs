@@ -17,7 +17,7 @@ use serde_json::Value;
 
 pub use columns::value;
 pub use error::{FormatError, LayoutError, Wrong};
-pub use layout::Layout;
+pub use layout::{Layout, check_names};
 
 use super::conversation::{Conversation, Json};
 use super::sample::Sample;
@@ -119,9 +119,9 @@ pub fn fields(format: Format) -> &'static [Field] {
 }
 
 /// The fields of one row, taken out one by one.
-pub(super) struct Row<'a> {
+struct Row<'a> {
     /// The value of a field; `None` where it is absent or null.
-    pub(super) take: &'a mut dyn FnMut(&'static str) -> Result<Option<Value>, Wrong>,
+    take: &'a mut dyn FnMut(&'static str) -> Result<Option<Value>, Wrong>,
 }
 
 impl Row<'_> {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::dataset::format::LayoutError;
 use crate::diagnose::Diagnose;
 
 /// What can be wrong with a source of rows.
@@ -78,6 +79,9 @@ pub enum SourceError {
         /// The type that it has.
         found: String,
     },
+    /// The columns are not those of the format.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
     /// A value that must be there is null.
     #[error("column `{column}` of `{path}` is null in row {row} (counted from 0)")]
     Null {
@@ -110,6 +114,7 @@ impl Diagnose for SourceError {
                 format!("rename the column that holds `{column}`; it has {}", found.join(", "))
             }
             Self::WrongType { expected, .. } => format!("write the column again as {expected}"),
+            Self::Layout(error) => return error.hint(),
             Self::Null { .. } => "fill in the value, or remove the row".to_owned(),
         })
     }
