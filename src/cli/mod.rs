@@ -7,6 +7,7 @@
 mod chat;
 mod check;
 mod completions;
+mod data;
 mod doctor;
 mod eval;
 pub mod exit;
@@ -49,6 +50,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Check(check::Arguments),
+    Data(data::Arguments),
     Train(train::Arguments),
     Eval(eval::Arguments),
     Generate(Box<generate::Arguments>),
@@ -72,6 +74,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command, printer: Printer) -> Result<ExitStatus, Failure> {
     match command {
         Command::Check(arguments) => check::run(&arguments, printer),
+        Command::Data(arguments) => data::run(arguments, printer),
         Command::Train(arguments) => train::run(&arguments, printer),
         Command::Eval(arguments) => eval::run(&arguments, printer),
         Command::Generate(arguments) => generate::run(&arguments, printer),

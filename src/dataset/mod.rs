@@ -18,6 +18,7 @@ pub mod evaluation;
 pub(crate) mod fixture;
 pub mod format;
 pub mod group;
+pub mod import;
 mod order;
 mod rows;
 pub mod sample;

@@ -65,9 +65,9 @@ pub fn value(column: &dyn Array, row: usize) -> Result<Option<Value>, Wrong> {
         }
         DataType::Timestamp(unit, zone) => {
             let instant = match unit {
-                TimeUnit::Second => Timestamp::from_second(
-                    column.as_primitive::<TimestampSecondType>().value(row),
-                ),
+                TimeUnit::Second => {
+                    Timestamp::from_second(column.as_primitive::<TimestampSecondType>().value(row))
+                }
                 TimeUnit::Millisecond => Timestamp::from_millisecond(
                     column.as_primitive::<TimestampMillisecondType>().value(row),
                 ),

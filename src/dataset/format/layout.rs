@@ -130,10 +130,7 @@ impl Layout {
 }
 
 /// Refuses a mapping of what is no field of the format.
-pub fn check_names(
-    format: Format,
-    columns: &BTreeMap<String, String>,
-) -> Result<(), LayoutError> {
+pub fn check_names(format: Format, columns: &BTreeMap<String, String>) -> Result<(), LayoutError> {
     let known = || fields(format).iter().map(|field| field.name);
     match columns.keys().find(|name| known().all(|known| known != *name)) {
         Some(field) => {

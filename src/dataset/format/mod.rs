@@ -67,9 +67,7 @@ pub fn fields(format: Format) -> &'static [Field] {
     use Kind::{Label, Messages, Objects, Pairs, Text, TextOrMessages, Turns};
     match format {
         Format::Chat => {
-            const {
-                &[needs("messages", Messages), may("tools", Objects), may("documents", Objects)]
-            }
+            const { &[needs("messages", Messages), may("tools", Objects), may("documents", Objects)] }
         }
         Format::Sharegpt => {
             const { &[needs("conversations", Turns), may("system", Text), may("tools", Objects)] }

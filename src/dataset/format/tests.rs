@@ -124,10 +124,8 @@ fn prompts_and_completions_are_texts_or_messages() {
     assert_eq!((prompt.as_str(), completion.as_str()), ("p", "c"));
     let user = json!([{"role": "user", "content": "p"}]);
     let assistant = json!([{"role": "assistant", "content": "c"}]);
-    let chat = conversation(
-        Format::PromptCompletion,
-        json!({"prompt": user, "completion": assistant}),
-    );
+    let chat =
+        conversation(Format::PromptCompletion, json!({"prompt": user, "completion": assistant}));
     assert_eq!((chat.messages.len(), chat.completion_from), (2, Some(1)));
     assert_eq!(
         refusal(Format::PromptCompletion, json!({"prompt": "p", "completion": assistant})),
@@ -163,9 +161,7 @@ fn a_preference_has_its_prompt_beside_it_or_within() {
     }
     let [chosen, rejected] =
         sides(json!({"chosen": "The sky is blue.", "rejected": "The sky is green."}));
-    let said = |end: &str| {
-        json!([{"role": "user", "content": "The sky is"}, {"role": "assistant", "content": end}])
-    };
+    let said = |end: &str| json!([{"role": "user", "content": "The sky is"}, {"role": "assistant", "content": end}]);
     assert_eq!([chosen.0, rejected.0], [said(" blue."), said(" green.")]);
     assert_eq!(
         refusal(Format::Preference, json!({"chosen": "é", "rejected": "è"})),
@@ -193,9 +189,7 @@ fn a_label_is_yes_or_no_and_nothing_else() {
 
 #[test]
 fn what_is_wrong_is_said_without_what_is_written() {
-    let chat = |message: Value| {
-        json!({"messages": [{"role": "user", "content": "x"}, message]})
-    };
+    let chat = |message: Value| json!({"messages": [{"role": "user", "content": "x"}, message]});
     let user = |content: Value| json!({"role": "user", "content": content});
     for (message, wrong) in [
         (json!({"role": "SECRET", "content": "SECRET"}), Wrong::UnknownRole),
