@@ -51,6 +51,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Check(check::Arguments),
+    Data(data::Arguments),
     Train(train::Arguments),
     Eval(eval::Arguments),
     Generate(Box<generate::Arguments>),
@@ -76,6 +77,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command, printer: Printer) -> Result<ExitStatus, Failure> {
     match command {
         Command::Check(arguments) => check::run(&arguments, printer),
+        Command::Data(arguments) => data::run(arguments, printer),
         Command::Train(arguments) => train::run(&arguments, printer),
         Command::Eval(arguments) => eval::run(&arguments, printer),
         Command::Generate(arguments) => generate::run(&arguments, printer),

@@ -110,6 +110,15 @@ impl Printer {
         self.note(&(text + &hint));
     }
 
+    /// As [`Printer::bar`], of bytes.
+    pub fn bytes(self, length: u64, what: &str) -> ProgressBar {
+        let style = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {eta}";
+        let bar = self.bar(length, what);
+        bar.with_style(
+            ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        )
+    }
+
     /// Prints a failure with its details, its causes and its hint, also when quiet.
     pub fn failure(self, failure: &Failure) {
         to_stderr(&render(failure));

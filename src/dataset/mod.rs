@@ -16,8 +16,10 @@ pub mod error;
 pub mod evaluation;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub mod format;
 pub mod group;
 pub mod ledger;
+pub mod import;
 mod rows;
 pub mod sample;
 pub mod source;

@@ -1,29 +1,34 @@
-//! `heirloom data`: one file per subcommand.
+//! `heirloom data …`: one file per command.
 
 mod consent;
+mod import;
 mod withdraw;
+
+use clap::Subcommand;
 
 use super::exit::ExitStatus;
 use super::printer::Printer;
 use crate::diagnose::Failure;
 pub(super) use withdraw::subject;
 
-/// Look after rows and their consent.
+/// Bring rows in with their consent, look at them, and record withdrawals.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
+    Import(import::Arguments),
     Consent(consent::Arguments),
     Withdraw(withdraw::Arguments),
 }
 
-pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
-    match &arguments.command {
-        Command::Consent(arguments) => consent::run(arguments, printer),
-        Command::Withdraw(arguments) => withdraw::run(arguments, printer),
+pub(super) fn run(arguments: Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
+    match arguments.command {
+        Command::Import(arguments) => import::run(arguments, printer),
+        Command::Consent(arguments) => consent::run(&arguments, printer),
+        Command::Withdraw(arguments) => withdraw::run(&arguments, printer),
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::super::consent::{ColumnError, ConsentError};
+use crate::dataset::format::LayoutError;
 use crate::diagnose::Diagnose;
 
 /// What can be wrong with a source of rows.
@@ -90,6 +91,9 @@ pub enum SourceError {
     /// What is said of the whole data set stops its files.
     #[error(transparent)]
     Dataset(#[from] ConsentError),
+    /// The columns are not those of the format.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
     /// A value that must be there is null.
     #[error("column `{column}` of `{path}` is null in row {row} (counted from 0)")]
     Null {
@@ -124,6 +128,7 @@ impl Diagnose for SourceError {
             Self::WrongType { expected, .. } => format!("write the column again as {expected}"),
             Self::Consent { source, .. } => return source.hint(),
             Self::Dataset(error) => return error.hint(),
+            Self::Layout(error) => return error.hint(),
             Self::Null { .. } => "fill in the value, or remove the row".to_owned(),
         })
     }

@@ -1,0 +1,213 @@
+//! Consent records: JSON-LD in the form that DPV gives ISO/IEC TS 27560.
+//!
+//! Owns reading what a record says of one consent. The compact form is read, in which terms
+//! have the prefixes of the DPV guide or are IRIs in full; there is no processor of JSON-LD
+//! here. What cannot be understood makes the record unclear, never permissive.
+//!
+//! Reference: DPV guide to ISO/IEC TS 27560:2023, W3C DPV 2.3.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use jiff::tz::TimeZone;
+use jiff::{Span, Timestamp};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::super::source;
+use super::error::ImportError;
+use super::terms;
+use crate::files;
+
+/// Largest file of records, in bytes.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) basis: &'static str,
+    pub(super) status: &'static str,
+    pub(super) purposes: Vec<String>,
+    pub(super) processing: Vec<String>,
+    pub(super) given_at: Option<Timestamp>,
+    pub(super) expires_at: Option<Timestamp>,
+    pub(super) withdrawn_at: Option<Timestamp>,
+    pub(super) notice: Option<String>,
+    pub(super) digest: [u8; 32],
+}
+
+/// Records by their ids; `None` for one that is unclear.
+pub(super) type Records = BTreeMap<String, Option<Record>>;
+
+/// Reads the records of files and globs.
+pub(super) fn read(patterns: &[String]) -> Result<Records, ImportError> {
+    let mut records = Records::new();
+    for pattern in patterns {
+        for path in source::resolve(pattern)? {
+            let bytes = files::read_bounded(&path, MAX_BYTES).map_err(ImportError::read(&path))?;
+            parse(&path, &bytes, &mut records)?;
+        }
+    }
+    Ok(records)
+}
+
+fn parse(path: &Path, bytes: &[u8], records: &mut Records) -> Result<(), ImportError> {
+    let wrong =
+        |reason: &str| ImportError::Record { path: path.to_owned(), reason: reason.to_owned() };
+    let document: Value = serde_json::from_slice(bytes).map_err(|error| {
+        wrong(&format!("it is not JSON at line {}, column {}", error.line(), error.column()))
+    })?;
+    let digest: [u8; 32] = Sha256::digest(bytes).into();
+    let nodes = document.get("@graph").map_or_else(|| vec![&document], items);
+    let mut found = false;
+    for node in nodes.into_iter().filter(|node| types(node).contains("dpv:ConsentRecord")) {
+        found = true;
+        let id = node.get("@id").and_then(Value::as_str).filter(|id| !id.is_empty());
+        let id = id.ok_or_else(|| wrong("it has no `@id`"))?;
+        if records.insert(id.to_owned(), record(node, digest)).is_some() {
+            return Err(wrong("another file has a record of the same `@id`"));
+        }
+    }
+    if found { Ok(()) } else { Err(wrong("nothing in it is of the type `dpv:ConsentRecord`")) }
+}
+
+fn record(node: &Value, digest: [u8; 32]) -> Option<Record> {
+    // No basis is what the type of the record says: consent.
+    let bases = ids(node.get("dpv:hasLegalBasis"))?;
+    let mut bases = bases.iter().map(|term| terms::basis(term));
+    let basis = bases.next().unwrap_or(Some("consent"))?;
+    if bases.next().is_some() {
+        return None;
+    }
+    let events: Option<Vec<Event>> =
+        items_of(node, "dpv:hasConsentStatus").into_iter().map(event).collect();
+    let mut events = events?;
+    // Of events whose time nobody knows, none is the latest.
+    if events.len() > 1 && events.iter().any(|event| event.at.is_none()) {
+        return None;
+    }
+    events.sort_by_key(|event| event.at);
+    let latest = events.last()?;
+    if events.iter().rev().skip(1).any(|e| e.at == latest.at && e.status != latest.status) {
+        return None;
+    }
+    let permits = |event: &&Event| matches!(event.status, "given" | "renewed");
+    let given = events.iter().rev().find(permits);
+    let (purposes, processing) = processes(node)?;
+    let notice = node.get("dpv:hasNotice").and_then(id).map(str::to_owned);
+    let stands = permits(&latest);
+    Some(Record {
+        basis,
+        status: latest.status,
+        purposes,
+        processing,
+        given_at: given.and_then(|event| event.at),
+        expires_at: given.and_then(|event| event.expires_at),
+        withdrawn_at: if stands || given.is_none() { None } else { latest.at },
+        notice,
+        digest,
+    })
+}
+
+struct Event {
+    status: &'static str,
+    at: Option<Timestamp>,
+    expires_at: Option<Timestamp>,
+}
+
+fn event(node: &Value) -> Option<Event> {
+    let types = types(node);
+    let mut statuses = types.iter().filter_map(|term| terms::status(term));
+    let status = statuses.next().filter(|_| statuses.next().is_none())?;
+    let at = match node.get("dpv:isIndicatedAtTime") {
+        Some(at) => Some(terms::instant(text(at)?)?),
+        None => None,
+    };
+    let mut ends = Vec::new();
+    for duration in items_of(node, "dpv:hasDuration") {
+        ends.extend(end(duration, at)?);
+    }
+    Some(Event { status, at, expires_at: ends.into_iter().min() })
+}
+
+/// When a duration ends: `Some(None)` where it never does, `None` where nobody can tell.
+fn end(duration: &Value, from: Option<Timestamp>) -> Option<Option<Timestamp>> {
+    let types = types(duration);
+    if types.contains("dpv:EndlessDuration") || id(duration) == Some("dpv:EndlessDuration") {
+        return Some(None);
+    }
+    if types.contains("dpv:UntilTimeDuration") {
+        return Some(Some(terms::instant(text(duration.get("dct:valid")?)?)?));
+    }
+    let length = duration.get("rdf:value").or_else(|| duration.get("@value")).unwrap_or(duration);
+    after(from?, length.as_str()?).map(Some)
+}
+
+/// A duration of ISO 8601 after an instant, by the calendar.
+pub(super) fn after(from: Timestamp, length: &str) -> Option<Timestamp> {
+    let length = length.parse::<Span>().ok().filter(|span| span.is_positive())?;
+    Some(from.to_zoned(TimeZone::UTC).checked_add(length).ok()?.timestamp())
+}
+
+/// Purposes and processing that are allowed together.
+///
+/// Columns cannot say "this purpose with that processing", so that of several processes only
+/// the purposes that all of them have are taken. Processing that is of no concern here
+/// (collecting, storing) does not make a process one of them.
+fn processes(node: &Value) -> Option<(Vec<String>, Vec<String>)> {
+    let mut purposes: Option<BTreeSet<String>> = None;
+    let mut processing = BTreeSet::new();
+    for process in items_of(node, "dpv:hasProcess") {
+        let mut done = BTreeSet::new();
+        for term in ids(process.get("dpv:hasProcessing"))? {
+            done.extend(terms::term("processing", &term));
+        }
+        if done.is_empty() {
+            continue;
+        }
+        processing.append(&mut done);
+        let named = ids(process.get("dpv:hasPurpose"))?;
+        let named: Option<BTreeSet<String>> =
+            named.iter().map(|term| terms::term("purposes", term)).collect();
+        let named = named?;
+        purposes = Some(match purposes {
+            Some(others) => others.intersection(&named).cloned().collect(),
+            None => named,
+        });
+    }
+    Some((purposes.unwrap_or_default().into_iter().collect(), processing.into_iter().collect()))
+}
+
+/// A value as a list: JSON-LD writes a list of one without brackets.
+fn items(value: &Value) -> Vec<&Value> {
+    match value {
+        Value::Array(items) => items.iter().collect(),
+        one => vec![one],
+    }
+}
+
+fn items_of<'a>(node: &'a Value, key: &str) -> Vec<&'a Value> {
+    node.get(key).map(items).unwrap_or_default()
+}
+
+fn types(node: &Value) -> BTreeSet<String> {
+    items_of(node, "@type").into_iter().filter_map(Value::as_str).map(terms::curie).collect()
+}
+
+/// What a reference refers to: `"x"` or `{"@id": "x"}`.
+fn id(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("@id")?.as_str())
+}
+
+fn ids(value: Option<&Value>) -> Option<Vec<String>> {
+    let items = value.map(items).unwrap_or_default();
+    items.into_iter().map(|item| id(item).map(terms::curie)).collect()
+}
+
+fn text(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("@value")?.as_str())
+}
+
+#[cfg(test)]
+#[path = "record_tests.rs"]
+mod tests;
