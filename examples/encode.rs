@@ -25,7 +25,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let began = Instant::now();
     let mut documents = Vec::new();
     for path in arguments {
-        let reader = ParquetRecordBatchReaderBuilder::try_new(fs_err::File::open(path)?.into_file())?;
+        let reader =
+            ParquetRecordBatchReaderBuilder::try_new(fs_err::File::open(path)?.into_file())?;
         for batch in reader.with_batch_size(BATCH).build()? {
             let batch = batch?;
             let rows = batch.column_by_name("messages").ok_or("no column `messages`")?;
@@ -42,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for document in &documents {
         document.tokens.iter().for_each(|token| digest.update(token.to_le_bytes()));
         digest.update([0]);
-        let mask: Vec<u8> = document.trained.iter().skip(1).map(|t| u8::from(*t)).collect();
+        let mask: Vec<u8> = document.trained().skip(1).map(u8::from).collect();
         digest.update(mask);
     }
     let digest: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();

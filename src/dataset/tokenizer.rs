@@ -7,6 +7,7 @@
 //! Transformers 5.23.
 
 mod config;
+pub(super) mod pieces;
 #[cfg(test)]
 mod tests;
 

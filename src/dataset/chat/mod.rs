@@ -23,6 +23,7 @@ pub use error::ChatError;
 use self::spans::{Close, Turn};
 use super::conversation::Values;
 use super::template::{Ask, Cause, Failed, Template};
+use super::tokenizer::pieces::{self, Pieces, Tokens};
 use super::tokenizer::{Files, TemplateSource};
 use crate::recipe::TrainOn;
 
@@ -55,6 +56,7 @@ impl Document {
 #[derive(Debug)]
 pub struct ChatEncoder {
     tokenizer: Tokenizer,
+    pieces: Option<Pieces>,
     template: Option<Template>,
     /// What some models use in the place of `template` where there are tools.
     tool_template: Option<Template>,
@@ -62,13 +64,6 @@ pub struct ChatEncoder {
     closing: BTreeSet<u32>,
     stop: Vec<u32>,
     vocab_size: usize,
-}
-
-/// A text in tokens, with the bytes of the text that each stands for. The pieces of a
-/// character that is split over several tokens all have the bytes of the character.
-struct Tokens {
-    ids: Vec<u32>,
-    offsets: Vec<(usize, usize)>,
 }
 
 impl ChatEncoder {
@@ -95,6 +90,7 @@ impl ChatEncoder {
         let largest = tokenizer.get_vocab(true).into_values().max();
         let vocab_size = largest.map_or(0, |id| id as usize + 1);
         let mut encoder = Self {
+            pieces: Pieces::of(&tokenizer),
             tokenizer,
             template: templates.default.map(compile).transpose()?,
             tool_template: templates.tool_use.map(compile).transpose()?,
@@ -180,8 +176,7 @@ impl ChatEncoder {
     /// Tokens that ask the assistant for its next turn, at least one.
     pub fn prompt(&self, conversation: impl Into<Conversation>) -> Result<Vec<u32>, ChatError> {
         let text = self.render(conversation, true)?;
-        let encoding = self.tokenizer.encode_fast(text.as_str(), false);
-        let tokens = encoding.map_err(|_| ChatError::Tokenize)?.get_ids().to_vec();
+        let tokens = self.tokens(&text)?.ids;
         if tokens.is_empty() { Err(ChatError::EmptyPrompt) } else { Ok(tokens) }
     }
 
@@ -218,8 +213,8 @@ impl ChatEncoder {
     }
 
     fn tokens(&self, text: &str) -> Result<Tokens, ChatError> {
-        let encoding = self.tokenizer.encode(text, false).map_err(|_| ChatError::Tokenize)?;
-        Ok(Tokens { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
+        let tokens = pieces::tokens(&self.tokenizer, self.pieces.as_ref(), text);
+        tokens.map_err(|_| ChatError::Tokenize)
     }
 
     /// Tokens of a turn that are wholly the assistant's, through the one that closes it.
