@@ -11,8 +11,12 @@
 //!
 //! Reference: `TokenizerImpl::encode` of tokenizers 0.23.2.
 
+mod memory;
+mod words;
+
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokenizers::models::bpe::BPE;
@@ -23,18 +27,11 @@ use tokenizers::{
     Tokenizer,
 };
 
-/// Pieces that a thread remembers of one tokenizer; with so many it begins anew.
-const MAX_REMEMBERED: usize = 1 << 16;
-
-/// Longest piece that is remembered, in bytes: longer ones hardly come again.
-const MAX_REMEMBERED_BYTES: usize = 48;
+use self::memory::Memory;
+use self::words::Words;
 
 /// Tokenizers of which a thread remembers pieces at the same time.
 const MAX_TOKENIZERS: usize = 4;
-
-/// The expression that the library has for [`ByteLevel`] with `use_regex`.
-const BYTE_LEVEL: &str =
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// A text in tokens, with the bytes of the text that each stands for. The tokens of a
 /// character that is split over several all have the bytes of the character.
@@ -52,6 +49,8 @@ pub(in crate::dataset) struct Pieces {
     added: [Added; 2],
     /// Expressions that take apart what those before them left, every match a piece.
     expressions: Vec<SysRegex>,
+    /// What is known of the only expression.
+    words: Option<Words>,
     /// Whether texts are brought into Unicode's form C first.
     composes: bool,
     /// The character that stands for each byte in the vocabulary.
@@ -61,15 +60,6 @@ pub(in crate::dataset) struct Pieces {
 /// Added tokens by their first byte, the longest first.
 type Added = BTreeMap<u8, Vec<(String, u32)>>;
 
-/// What became of pieces.
-#[derive(Default)]
-struct Memory {
-    /// Where the tokens of a piece stand in `tokens`.
-    places: HashMap<Box<str>, (u32, u32)>,
-    /// Tokens, each with its number of bytes.
-    tokens: Vec<(u32, u32)>,
-}
-
 thread_local! {
     static MEMORIES: RefCell<BTreeMap<u64, Memory>> = const { RefCell::new(BTreeMap::new()) };
 }
@@ -77,6 +67,18 @@ thread_local! {
 impl std::fmt::Debug for Pieces {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pieces").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Tokens {
+    /// Appends tokens of the text from `start` on, each with its number of bytes.
+    fn append(&mut self, text: &str, mut start: usize, tokens: &[(u32, u32)]) {
+        for (id, bytes) in tokens {
+            let end = start + *bytes as usize;
+            self.ids.push(*id);
+            self.offsets.push(whole_characters(text, start, end));
+            start = end;
+        }
     }
 }
 
@@ -114,12 +116,18 @@ impl Pieces {
             && model.end_of_word_suffix.is_none()
             && spelt.iter().all(|byte| model.token_to_id(byte.encode_utf8(&mut [0; 4])).is_some());
         let expressions = expressions(tokenizer.get_pre_tokenizer()?)?;
+        let words = match expressions.as_slice() {
+            [only] => Words::of(only),
+            _ => None,
+        };
+        let expressions = expressions.iter().map(|regex| SysRegex::new(regex).ok());
+        let expressions = expressions.collect::<Option<Vec<_>>>()?;
         if !whole || tokenizer.get_truncation().is_some() || tokenizer.get_padding().is_some() {
             return None;
         }
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Some(Self { id, added: added(tokenizer)?, expressions, composes, spelt })
+        Some(Self { id, added: added(tokenizer)?, expressions, words, composes, spelt })
     }
 
     /// `None` where the text has to go through the library.
@@ -133,9 +141,7 @@ impl Pieces {
                 memories.clear();
             }
             let memory = memories.entry(self.id).or_default();
-            if memory.places.len() >= MAX_REMEMBERED {
-                *memory = Memory::default();
-            }
+            memory.begin_anew_where_full();
             // Four bytes a token is what languages come to.
             let some = text.len() / 4;
             let out = Tokens { ids: Vec::with_capacity(some), offsets: Vec::with_capacity(some) };
@@ -157,7 +163,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// Takes added tokens out, first those of the first set.
-    fn part(&mut self, part: std::ops::Range<usize>, added: &[Added]) -> Option<()> {
+    fn part(&mut self, part: Range<usize>, added: &[Added]) -> Option<()> {
         let Some((tokens, others)) = added.split_first() else {
             return self.split(part, 0);
         };
@@ -185,12 +191,15 @@ impl Work<'_> {
     }
 
     /// Takes a part apart by the expressions from this one on.
-    fn split(&mut self, part: std::ops::Range<usize>, expression: usize) -> Option<()> {
+    fn split(&mut self, part: Range<usize>, expression: usize) -> Option<()> {
         if part.is_empty() {
             return Some(());
         }
         let pieces = self.pieces;
         let Some(regex) = pieces.expressions.get(expression) else { return self.piece(part) };
+        if let Some(words) = pieces.words {
+            return self.split_words(part, words, regex);
+        }
         let inside = self.text.get(part.clone())?;
         let mut from = 0;
         for (start, end) in regex.find_iter(inside) {
@@ -201,44 +210,45 @@ impl Work<'_> {
         self.split(part.start + from..part.end, expression + 1)
     }
 
-    /// Appends the tokens of a piece.
-    fn piece(&mut self, piece: std::ops::Range<usize>) -> Option<()> {
-        let words = self.text.get(piece.clone())?;
-        if let Some((first, after)) = self.memory.places.get(words) {
-            let tokens = self.memory.tokens.get(*first as usize..*after as usize)?;
-            let mut start = piece.start;
-            for (id, length) in tokens {
-                let end = start + *length as usize;
-                self.out.ids.push(*id);
-                self.out.offsets.push(whole_characters(self.text, start, end));
-                start = end;
-            }
-            return Some(());
-        }
-        let first = self.memory.tokens.len();
-        self.remember(words)?;
-        self.piece(piece)?;
-        if words.len() > MAX_REMEMBERED_BYTES {
-            self.memory.places.remove(words);
-            self.memory.tokens.truncate(first);
+    /// The same by an expression of which the plainest pieces are known.
+    fn split_words(&mut self, part: Range<usize>, words: Words, regex: &SysRegex) -> Option<()> {
+        let mut from = part.start;
+        while from < part.end {
+            let rest = self.text.get(from..part.end)?;
+            let plainest = words.first(rest.as_bytes());
+            // These expressions match every text, from its start on and at least a character.
+            let first = plainest.or_else(|| Some(regex.find_iter(rest).next()?.1));
+            let end = from + first.filter(|length| *length > 0)?;
+            self.piece(from..end)?;
+            from = end;
         }
         Some(())
     }
 
-    /// Merges a piece that is not known yet.
-    fn remember(&mut self, words: &str) -> Option<()> {
+    /// Appends the tokens of a piece.
+    fn piece(&mut self, piece: Range<usize>) -> Option<()> {
+        let words = self.text.get(piece.clone())?;
+        match self.memory.tokens(words) {
+            Some(tokens) => self.out.append(self.text, piece.start, tokens),
+            None => {
+                let tokens = self.merged(words)?;
+                self.out.append(self.text, piece.start, &tokens);
+                self.memory.remember(words, &tokens);
+            }
+        }
+        Some(())
+    }
+
+    /// Merges a piece that is not remembered: tokens, each with its number of bytes.
+    fn merged(&self, words: &str) -> Option<Vec<(u32, u32)>> {
         let spelt: String =
             words.bytes().map(|byte| self.pieces.spelt[usize::from(byte)]).collect();
-        let tokens = self.model.tokenize(&spelt).ok()?;
-        let memory = &mut *self.memory;
-        let first = memory.tokens.len();
-        for token in tokens {
+        let tokens = self.model.tokenize(&spelt).ok()?.into_iter();
+        let lengths = tokens.map(|token| {
             let bytes = spelt.get(token.offsets.0..token.offsets.1)?.chars().count();
-            memory.tokens.push((token.id, u32::try_from(bytes).ok()?));
-        }
-        let place = (u32::try_from(first).ok()?, u32::try_from(memory.tokens.len()).ok()?);
-        memory.places.insert(words.into(), place);
-        Some(())
+            Some((token.id, u32::try_from(bytes).ok()?))
+        });
+        lengths.collect()
     }
 }
 
@@ -272,7 +282,7 @@ fn spelling() -> [char; 256] {
     })
 }
 
-fn expressions(pre_tokenizer: &PreTokenizerWrapper) -> Option<Vec<SysRegex>> {
+fn expressions(pre_tokenizer: &PreTokenizerWrapper) -> Option<Vec<&str>> {
     let one = std::slice::from_ref(pre_tokenizer);
     let steps = match pre_tokenizer {
         PreTokenizerWrapper::Sequence(steps) => steps.as_ref(),
@@ -285,19 +295,19 @@ fn expressions(pre_tokenizer: &PreTokenizerWrapper) -> Option<Vec<SysRegex>> {
         expressions.push(expression(step)?);
     }
     if *use_regex {
-        expressions.push(SysRegex::new(BYTE_LEVEL).ok()?);
+        expressions.push(words::GPT_2);
     }
     Some(expressions)
 }
 
-fn expression(step: &PreTokenizerWrapper) -> Option<SysRegex> {
+fn expression(step: &PreTokenizerWrapper) -> Option<&str> {
     use tokenizers::pre_tokenizers::split::SplitPattern;
     let PreTokenizerWrapper::Split(split) = step else { return None };
     match &split.pattern {
         SplitPattern::Regex(regex)
             if !split.invert && split.behavior == SplitDelimiterBehavior::Isolated =>
         {
-            SysRegex::new(regex).ok()
+            Some(regex)
         }
         _ => None,
     }
@@ -336,5 +346,4 @@ fn is_composed(character: char) -> bool {
 }
 
 #[cfg(test)]
-#[path = "pieces_tests.rs"]
 mod tests;

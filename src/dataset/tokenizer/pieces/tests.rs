@@ -1,11 +1,9 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::memory::{MAX_BYTES, MAX_PIECES};
+use super::words::{LLAMA_3, O200K, QWEN_2, SEEDLING};
 use super::*;
-
-const LLAMA: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 fn fixture() -> Value {
     let path =
@@ -36,12 +34,13 @@ fn tokenizer(pre_tokenizers: &[Value], composes: bool) -> Tokenizer {
 
 fn tokenizers() -> Vec<Tokenizer> {
     let deepseek =
-        [split(r"\p{N}{1,3}"), split("[一-龥぀-ゟ゠-ヿ]+"), split(LLAMA), byte_level(false)];
+        [split(r"\p{N}{1,3}"), split("[一-龥぀-ゟ゠-ヿ]+"), split(LLAMA_3), byte_level(false)];
     vec![
         tokenizer(&[byte_level(true)], false),
-        tokenizer(&[split(LLAMA), byte_level(false)], false),
-        tokenizer(&[split(QWEN), byte_level(false)], true),
+        tokenizer(&[split(LLAMA_3), byte_level(false)], false),
+        tokenizer(&[split(QWEN_2), byte_level(false)], true),
         tokenizer(&[split(O200K), byte_level(false)], false),
+        tokenizer(&[split(SEEDLING), byte_level(false)], false),
         tokenizer(&deepseek, false),
     ]
 }
@@ -74,7 +73,7 @@ fn nasty_texts_have_the_tokens_and_places_of_the_library() {
 
 #[test]
 fn every_character_has_the_tokens_and_places_of_the_library() {
-    let tokenizer = tokenizer(&[split(QWEN), byte_level(false)], true);
+    let tokenizer = tokenizer(&[split(QWEN_2), byte_level(false)], true);
     let pieces = Pieces::of(&tokenizer).unwrap();
     for block in 0..0x1100_u32 {
         let characters = (block << 8..(block + 1) << 8).filter_map(char::from_u32);
@@ -126,13 +125,13 @@ fn what_is_not_known_goes_through_the_library() {
 fn a_thread_that_remembers_too_much_begins_anew() {
     let tokenizer = tokenizer(&[byte_level(true)], false);
     let pieces = Pieces::of(&tokenizer).unwrap();
-    for number in 0..MAX_REMEMBERED / 500 + 9 {
+    for number in 0..MAX_PIECES / 500 + 9 {
         let text: String = (0..500).map(|at| format!(" {}", number * 500 + at)).collect();
         pieces.tokens(&tokenizer, &text).unwrap();
     }
-    let held = MEMORIES.with_borrow(|memories| memories[&pieces.id].places.len());
-    assert!(held < MAX_REMEMBERED, "{held}");
-    compare(&tokenizer, &pieces, &"x".repeat(MAX_REMEMBERED_BYTES + 1));
+    let held = MEMORIES.with_borrow(|memories| memories[&pieces.id].pieces());
+    assert!(held < MAX_PIECES, "{held}");
+    compare(&tokenizer, &pieces, &"x".repeat(MAX_BYTES + 1));
 }
 
 proptest! {
