@@ -58,7 +58,6 @@ enum Command {
     Chat(Box<chat::Arguments>),
     Export(export::Arguments),
     Verify(verify::Arguments),
-    Data(data::Arguments),
     Lineage(lineage::Arguments),
     Doctor(doctor::Arguments),
     Completions(completions::Arguments),
@@ -84,7 +83,6 @@ fn run(command: Command, printer: Printer) -> Result<ExitStatus, Failure> {
         Command::Chat(arguments) => chat::run(&arguments, printer),
         Command::Export(arguments) => export::run(&arguments, printer),
         Command::Verify(arguments) => verify::run(&arguments, printer),
-        Command::Data(arguments) => data::run(&arguments, printer),
         Command::Lineage(arguments) => lineage::run(&arguments, printer),
         Command::Doctor(arguments) => doctor::run(&arguments, printer),
         Command::Completions(arguments) => {

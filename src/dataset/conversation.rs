@@ -24,6 +24,9 @@ pub struct Message {
 /// A JSON object; its keys keep their order.
 pub type Json = Map<String, serde_json::Value>;
 
+/// The key of a message that says how much its tokens count in the loss, from 0 on.
+pub const WEIGHT: &str = "weight";
+
 /// Names under which a message's reasoning is known, the standard one first.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
@@ -101,7 +104,8 @@ impl Values {
 /// One message as Transformers hands it on: without keys that hold nothing, and with its
 /// reasoning under all the names that templates read.
 pub(super) fn message(json: &Json) -> Value {
-    let held = || json.iter().filter(|(_, value)| !value.is_null());
+    // A weight is for the trainer, not for the model.
+    let held = || json.iter().filter(|(key, value)| !value.is_null() && *key != WEIGHT);
     let reasoning = REASONING.iter().find_map(|name| held().find(|(key, _)| key == name));
     let Some((_, reasoning)) = reasoning else {
         let held: Json = held().map(|(key, value)| (key.clone(), value.clone())).collect();

@@ -7,6 +7,7 @@
 //! Transformers 5.23.
 
 mod config;
+pub(super) mod pieces;
 #[cfg(test)]
 mod tests;
 
@@ -34,7 +35,10 @@ const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 
 /// What the files of a base folder say.
 pub(super) struct Files {
+    /// Without its post-processor.
     pub(super) tokenizer: Tokenizer,
+    /// What the post-processor puts before and after a text, where it can be told.
+    pub(super) affixes: Option<(Vec<u32>, Vec<u32>)>,
     /// `bos_token`, `eos_token` and their like.
     pub(super) special_tokens: BTreeMap<String, String>,
     pub(super) templates: Templates,
@@ -60,6 +64,7 @@ impl Files {
     pub(super) fn read(folder: &Path) -> Result<Self, ChatError> {
         let config_path = folder.join("tokenizer_config.json");
         let (mut tokenizer, config) = open_with_config(folder)?;
+        let affixes = affixes(&tokenizer);
         // Adds special tokens, which the template writes itself, and trims offsets.
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
         let templates = find_templates(folder, &config_path, &config)?;
@@ -68,11 +73,21 @@ impl Files {
             read_json::<GenerationConfig>(&generation, MAX_GENERATION_BYTES)?.unwrap_or_default();
         Ok(Self {
             tokenizer,
+            affixes,
             special_tokens: config.special_tokens(&config_path)?,
             templates,
             generation_stop: generation.eos_token_id,
         })
     }
+}
+
+/// What the post-processor puts before and after any text, seen on a small one.
+fn affixes(tokenizer: &Tokenizer) -> Option<(Vec<u32>, Vec<u32>)> {
+    let bare = tokenizer.encode_fast("a", false).ok()?;
+    let whole = tokenizer.encode_fast("a", true).ok()?;
+    let (bare, whole) = (bare.get_ids(), whole.get_ids());
+    let start = whole.windows(bare.len().max(1)).position(|window| window == bare)?;
+    Some((whole.get(..start)?.to_vec(), whole.get(start + bare.len()..)?.to_vec()))
 }
 
 /// Reads a tokenizer as Transformers loads it for plain text: with the tokens that
@@ -142,7 +157,7 @@ fn find_templates(
     if found.default.is_none() && found.tool_use.is_none() {
         return Err(match &config.chat_template {
             Some(_) => ChatError::NoDefaultTemplate,
-            None => ChatError::NoTemplate { folder: folder.to_owned() },
+            None => return Ok(found),
         });
     }
     Ok(found)

@@ -112,6 +112,24 @@ pub enum ChatError {
     /// No token carries loss.
     #[error("no token of the conversation carries loss")]
     NothingTrained,
+    /// A message's own weight is not one.
+    #[error("the weight of message {message} is not a number from 0 on")]
+    Weight {
+        /// Index of the message, from 0.
+        message: usize,
+    },
+    /// A text without turns, where turns are to be learned.
+    #[error("a plain text has no turns of the assistant to learn")]
+    NoTurns,
+    /// A text with nothing in it.
+    #[error("the text is empty")]
+    EmptyText,
+    /// A text has to end with a token that the model does not have.
+    #[error("the base model has no `eos_token` to end a text with")]
+    NoEos,
+    /// Two conversations in the place of one.
+    #[error("a preference is two conversations, and one is to be learned")]
+    Preference,
     /// There is nothing from which to generate.
     #[error("the chat template makes nothing of the conversation")]
     EmptyPrompt,
@@ -155,6 +173,13 @@ impl Diagnose for ChatError {
                 "let the template write `eos_token` or an end-of-turn token after each answer; what \
                  it writes may have to become a token, with `base.added_tokens`"
             }
+            Self::Weight { .. } => {
+                "give `weight` a number such as 1 or 0.5, or 0 for no loss, or leave it out"
+            }
+            Self::NoTurns => "use `train_on: all`, or a format with turns",
+            Self::EmptyText => "remove the row",
+            Self::NoEos => "name `eos_token` in `tokenizer_config.json`",
+            Self::Preference => "use a method that learns from preferences, or another format",
             Self::EmptyPrompt => "let the template write the messages and open the answer",
             Self::Tokenize => "check that `tokenizer.json` belongs to this model",
         };

@@ -126,14 +126,12 @@ fn spans_found_without_marks_agree_with_the_marks() {
         let template = encoder.template_for(&conversation).unwrap();
         let text = template.render(&values.others, &values.messages, Ask::Nothing).unwrap();
         let tokens = encoder.tokens(&text).unwrap();
-        let mut trained = vec![false; tokens.ids.len()];
-        let turns: Result<Vec<_>, _> = spans::turns(template, &conversation, &values, &text)
-            .into_iter()
-            .map(|turn| encoder.learned(&text, &turn?, &tokens))
-            .collect();
-        match turns {
-            Ok(turns) => {
-                turns.into_iter().for_each(|turn| trained[turn].fill(true));
+        let wanted = mask::wanted(&conversation, TrainOn::Assistant).unwrap();
+        let turns = spans::turns(template, &conversation, &values, &text, &wanted);
+        match encoder.weigh_turns(&text, tokens, Found::Turns(turns), &wanted, LossMask::default())
+        {
+            Ok(document) => {
+                let trained: Vec<bool> = document.trained().collect();
                 assert_eq!(trained, unrolled(runs), "{} {text}", case.template);
                 same += 1;
             }

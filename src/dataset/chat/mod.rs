@@ -7,7 +7,10 @@
 //! Reference: Transformers' `apply_chat_template`, which tokenises without adding special
 //! tokens (the template writes them; adding them again doubles the first).
 
+mod document;
 mod error;
+mod mask;
+mod plain;
 mod spans;
 
 use std::collections::BTreeSet;
@@ -18,48 +21,32 @@ use jiff::Timestamp;
 use tokenizers::Tokenizer;
 
 pub use super::conversation::{Conversation, Message};
+pub use document::Document;
 pub use error::ChatError;
 
-use self::spans::{Close, Turn};
+use self::mask::{Found, Wanted};
 use super::conversation::Values;
+use super::sample::Sample;
 use super::template::{Ask, Cause, Failed, Template};
+use super::tokenizer::pieces::{self, Pieces, Tokens};
 use super::tokenizer::{Files, TemplateSource};
-use crate::recipe::TrainOn;
+use crate::recipe::{EndOfTurn, TrainOn};
 
 /// The role whose turns are learned.
 const ASSISTANT: &str = "assistant";
 
-/// A tokenised conversation.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Document {
-    /// Token ids.
-    pub tokens: Vec<u32>,
-    /// How much predicting `tokens[i]` (from the tokens before it) counts in the loss; 0: it
-    /// carries none. `weights[0]` is always 0: nothing comes before it.
-    pub weights: Vec<f32>,
+/// Which tokens carry loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LossMask {
+    /// Whose.
+    pub train_on: TrainOn,
+    /// Which of those that end a turn.
+    pub end_of_turn: EndOfTurn,
 }
 
-impl Document {
-    /// Whether `tokens[i]` carries loss, for every `i`.
-    pub fn trained(&self) -> impl Iterator<Item = bool> + '_ {
-        self.weights.iter().map(|weight| *weight > 0.0)
-    }
-
-    /// The document in pieces of at most so many tokens, which do not see each other.
-    pub fn split(&self, most: usize) -> impl Iterator<Item = Document> + '_ {
-        let most = most.max(1);
-        self.tokens.chunks(most).zip(self.weights.chunks(most)).map(|(tokens, weights)| {
-            let mut weights = weights.to_vec();
-            if let Some(first) = weights.first_mut() {
-                *first = 0.0;
-            }
-            Document { tokens: tokens.to_vec(), weights }
-        })
-    }
-
-    /// Tokens that carry loss.
-    pub fn trained_tokens(&self) -> u64 {
-        self.trained().filter(|trained| *trained).count() as u64
+impl From<TrainOn> for LossMask {
+    fn from(train_on: TrainOn) -> Self {
+        Self { train_on, ..Self::default() }
     }
 }
 
@@ -67,29 +54,40 @@ impl Document {
 #[derive(Debug)]
 pub struct ChatEncoder {
     tokenizer: Tokenizer,
+    pieces: Option<Pieces>,
     template: Option<Template>,
     /// What some models use in the place of `template` where there are tools.
     tool_template: Option<Template>,
     /// Tokens that can close a turn: all special ones, and `eos_token`.
     closing: BTreeSet<u32>,
     stop: Vec<u32>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pad: Option<u32>,
+    /// What the post-processor puts before and after a text.
+    affixes: Option<(Vec<u32>, Vec<u32>)>,
     vocab_size: usize,
-}
-
-/// A text in tokens, with the bytes of the text that each stands for. The pieces of a
-/// character that is split over several tokens all have the bytes of the character.
-struct Tokens {
-    ids: Vec<u32>,
-    offsets: Vec<(usize, usize)>,
 }
 
 impl ChatEncoder {
     /// Reads `tokenizer.json`, `tokenizer_config.json`, the chat templates and
     /// `generation_config.json` (all but the first where there are any) of a base folder.
     pub fn open(base_folder: &Path) -> Result<Self, ChatError> {
-        let Files { tokenizer, special_tokens, templates, generation_stop } =
+        let encoder = Self::open_for_texts(base_folder)?;
+        if encoder.template.is_none() && encoder.tool_template.is_none() {
+            return Err(ChatError::NoTemplate { folder: base_folder.to_owned() });
+        }
+        Ok(encoder)
+    }
+
+    /// [`ChatEncoder::open`], where rows may need no template: one that is missing is an error
+    /// of the first conversation.
+    pub fn open_for_texts(base_folder: &Path) -> Result<Self, ChatError> {
+        let Files { tokenizer, affixes, special_tokens, templates, generation_stop } =
             Files::read(base_folder)?;
-        let eos = special_tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token));
+        let id =
+            |name: &str| special_tokens.get(name).and_then(|token| tokenizer.token_to_id(token));
+        let (bos, eos, pad) = (id("bos_token"), id("eos_token"), id("pad_token"));
         let now = Timestamp::now();
         let compile = |source: TemplateSource| {
             Template::compile(&source.source, special_tokens.clone(), now).map_err(
@@ -107,11 +105,16 @@ impl ChatEncoder {
         let largest = tokenizer.get_vocab(true).into_values().max();
         let vocab_size = largest.map_or(0, |id| id as usize + 1);
         let mut encoder = Self {
+            pieces: Pieces::of(&tokenizer),
             tokenizer,
             template: templates.default.map(compile).transpose()?,
             tool_template: templates.tool_use.map(compile).transpose()?,
             closing,
             stop: Vec::new(),
+            bos,
+            eos,
+            pad,
+            affixes,
             vocab_size,
         };
         let mut stop: BTreeSet<u32> = generation_stop.into_iter().chain(eos).collect();
@@ -147,53 +150,89 @@ impl ChatEncoder {
     pub fn encode(
         &self,
         conversation: impl Into<Conversation>,
-        train_on: TrainOn,
+        mask: impl Into<LossMask>,
     ) -> Result<Document, ChatError> {
-        let conversation = conversation.into();
-        let template = self.template_for(&conversation)?;
-        let values = values_of(&conversation)?;
-        if !conversation.messages.iter().any(spans::is_assistant) {
-            return Err(ChatError::NoAssistant);
+        self.encode_conversation(&conversation.into(), mask.into())
+    }
+
+    /// Tokenises what a row holds, with its mask. A preference is two documents:
+    /// [`ChatEncoder::encode_pair`].
+    pub fn encode_sample(
+        &self,
+        sample: &Sample,
+        mask: impl Into<LossMask>,
+    ) -> Result<Document, ChatError> {
+        let mask = mask.into();
+        match sample {
+            Sample::Conversation(conversation) | Sample::Labelled { conversation, .. } => {
+                self.encode_conversation(conversation, mask)
+            }
+            Sample::Text(text) => self.encode_text(text, mask),
+            Sample::Completion { prompt, completion } => {
+                self.encode_completion(prompt, completion, mask)
+            }
+            Sample::Preference { .. } => Err(ChatError::Preference),
         }
-        let (text, marked) = if template.marks_assistant() && train_on == TrainOn::Assistant {
-            let (text, marked) = template.render_marked(&values)?;
-            (text, Some(marked))
+    }
+
+    /// Tokenises both conversations of a preference, the better one first.
+    pub fn encode_pair(
+        &self,
+        [chosen, rejected]: [&Conversation; 2],
+        mask: impl Into<LossMask>,
+    ) -> Result<[Document; 2], ChatError> {
+        let mask = mask.into();
+        Ok([self.encode_conversation(chosen, mask)?, self.encode_conversation(rejected, mask)?])
+    }
+
+    fn encode_conversation(
+        &self,
+        conversation: &Conversation,
+        mask: LossMask,
+    ) -> Result<Document, ChatError> {
+        let template = self.template_for(conversation)?;
+        let values = values_of(conversation)?;
+        let mut wanted = mask::wanted(conversation, mask.train_on)?;
+        let all = mask.train_on == TrainOn::All;
+        let (text, found) = if template.marks_assistant() && !all {
+            let (text, marks) = template.render_marked(&values)?;
+            let found = choose(template, conversation, &values, &text, marks, &mut wanted);
+            (text, found)
         } else {
-            (template.render(&values.others, &values.messages, Ask::Nothing)?, None)
+            let text = template.render(&values.others, &values.messages, Ask::Nothing)?;
+            let turns = spans::turns(template, conversation, &values, &text, &wanted);
+            (text, Found::Turns(turns))
         };
         let tokens = self.tokens(&text)?;
-        let mut trained = vec![train_on == TrainOn::All; tokens.ids.len()];
-        match marked {
-            Some(marked) => marked.iter().for_each(|span| tokens.touch(span, &mut trained)),
-            None => {
-                for turn in spans::turns(template, &conversation, &values, &text) {
-                    match turn.and_then(|turn| self.learned(&text, &turn, &tokens)) {
-                        // Where all is learned, a turn need not be told from those around it.
-                        Err(ChatError::NotAPrefix { .. } | ChatError::NotVerbatim { .. })
-                            if train_on == TrainOn::All => {}
-                        learned => {
-                            let learned = trained.get_mut(learned?);
-                            learned.ok_or(ChatError::Tokenize)?.fill(true);
-                        }
-                    }
-                }
-            }
-        }
-        if let Some(first) = trained.first_mut() {
-            *first = false;
-        }
-        if !trained.contains(&true) {
+        let mut document = match found {
+            Found::Turns(turns) if all => self.weigh_all(&text, tokens, turns, &wanted, mask)?,
+            found => self.weigh_turns(&text, tokens, found, &wanted, mask)?,
+        };
+        self.keep_one_bos(&mut document);
+        document.open();
+        if document.trained_tokens() == 0 {
             return Err(ChatError::NothingTrained);
         }
-        let weights = trained.into_iter().map(|trained| f32::from(u8::from(trained))).collect();
-        Ok(Document { tokens: tokens.ids, weights })
+        Ok(document)
+    }
+
+    /// A template that writes `bos_token` before a conversation that begins with it.
+    fn keep_one_bos(&self, document: &mut Document) {
+        let Some(bos) = self.bos else { return };
+        let doubled = document.tokens.iter().take_while(|token| **token == bos).count();
+        if doubled > 1 {
+            document.tokens.drain(1..doubled);
+            document.weights.drain(1..doubled);
+        }
     }
 
     /// Tokens that ask the assistant for its next turn, at least one.
     pub fn prompt(&self, conversation: impl Into<Conversation>) -> Result<Vec<u32>, ChatError> {
         let text = self.render(conversation, true)?;
-        let encoding = self.tokenizer.encode_fast(text.as_str(), false);
-        let tokens = encoding.map_err(|_| ChatError::Tokenize)?.get_ids().to_vec();
+        let mut prompt = Document { tokens: self.tokens(&text)?.ids, weights: Vec::new() };
+        prompt.weights.resize(prompt.tokens.len(), 0.0);
+        self.keep_one_bos(&mut prompt);
+        let tokens = prompt.tokens;
         if tokens.is_empty() { Err(ChatError::EmptyPrompt) } else { Ok(tokens) }
     }
 
@@ -230,37 +269,8 @@ impl ChatEncoder {
     }
 
     fn tokens(&self, text: &str) -> Result<Tokens, ChatError> {
-        let encoding = self.tokenizer.encode(text, false).map_err(|_| ChatError::Tokenize)?;
-        Ok(Tokens { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
-    }
-
-    /// Tokens of a turn that are wholly the assistant's, through the one that closes it.
-    fn learned(&self, text: &str, turn: &Turn, tokens: &Tokens) -> Result<Range<usize>, ChatError> {
-        let no_end = || ChatError::NoEndOfTurn { message: turn.message };
-        let first = tokens.first_in(turn);
-        let inside = tokens.offsets.get(first..).unwrap_or_default();
-        let inside = inside.iter().take_while(|(_, end)| *end <= turn.end).count();
-        let ids = tokens.ids.get(first..first + inside).ok_or(ChatError::Tokenize)?;
-        let (close, must_be_blank) = match turn.close {
-            Close::Last => {
-                let close = ids.iter().rposition(|token| self.closing.contains(token));
-                let close = first + close.ok_or_else(no_end)?;
-                (close, tokens.end(close)..turn.end)
-            }
-            Close::First(words) => {
-                let from = tokens.offsets.partition_point(|(start, _)| *start < words);
-                let rest = tokens.ids.get(from..first + inside).unwrap_or_default();
-                let close = rest.iter().position(|token| self.closing.contains(token));
-                let close = from + close.ok_or_else(no_end)?;
-                (close, words..tokens.start(close))
-            }
-            Close::Known => {
-                let close = ids.iter().rposition(|token| self.stop.contains(token));
-                (first + close.ok_or_else(no_end)?, 0..0)
-            }
-        };
-        let blank = text.get(must_be_blank).is_some_and(|text| text.trim().is_empty());
-        if blank { Ok(first..close + 1) } else { Err(no_end()) }
+        let tokens = pieces::tokens(&self.tokenizer, self.pieces.as_ref(), text);
+        tokens.map_err(|_| ChatError::Tokenize)
     }
 
     /// The token that closes the assistant's turn in a small conversation; `None` where the
@@ -273,37 +283,50 @@ impl ChatEncoder {
         let template = self.template.as_ref().or(self.tool_template.as_ref())?;
         let text = template.render(&values.others, &values.messages, Ask::Nothing).ok()?;
         let tokens = self.tokens(&text).ok()?;
-        let turn = spans::turns(template, &conversation, &values, &text).pop()?.ok()?;
-        let learned = self.learned(&text, &turn, &tokens).ok()?;
-        tokens.ids.get(learned)?.last().copied()
+        let wanted = [Wanted { message: 1, weight: 1.0 }];
+        let turn = spans::turns(template, &conversation, &values, &text, &wanted).pop()?.ok()?;
+        self.end_of_turn(&text, &turn, &tokens)
     }
 }
 
-impl Tokens {
-    fn start(&self, token: usize) -> usize {
-        self.offsets.get(token).map_or(0, |(start, _)| *start)
+/// Those of the marks that are wanted: in order, where every turn has one; else those inside
+/// the wanted turns, which have to be found.
+fn choose(
+    template: &Template,
+    conversation: &Conversation,
+    values: &Values,
+    text: &str,
+    marks: Vec<Range<usize>>,
+    wanted: &mut Vec<Wanted>,
+) -> Found {
+    let turns = conversation.messages.iter().enumerate();
+    let turns: Vec<usize> =
+        turns.filter(|(_, turn)| spans::is_assistant(turn)).map(|(index, _)| index).collect();
+    if wanted.len() == turns.len() && wanted.iter().all(|turn| turn.weight == 1.0) {
+        return Found::Marks(marks);
     }
-
-    fn end(&self, token: usize) -> usize {
-        self.offsets.get(token).map_or(0, |(_, end)| *end)
+    if marks.len() == turns.len() {
+        let marks = marks.into_iter().zip(turns);
+        let chosen = marks.filter(|(_, turn)| wanted.iter().any(|w| w.message == *turn));
+        return Found::Marks(chosen.map(|(mark, _)| mark).collect());
     }
-
-    /// The first token of a turn: one that the prompt already holds part of is not learned,
-    /// unless the prompt's own tokens end otherwise there.
-    fn first_in(&self, turn: &Turn) -> usize {
-        let first = self.offsets.partition_point(|(start, _)| *start < turn.start);
-        match first.checked_sub(1).and_then(|before| self.offsets.get(before)) {
-            Some((_, end)) if turn.departs && *end > turn.start => first - 1,
-            _ => first,
+    let mut chosen = Vec::new();
+    let mut of = Vec::new();
+    for (turn, wanted) in
+        spans::turns(template, conversation, values, text, wanted).into_iter().zip(wanted.iter())
+    {
+        let turn = match turn {
+            Ok(turn) => turn,
+            Err(error) => return Found::Turns(vec![Err(error)]),
+        };
+        let inside = marks.iter().filter(|mark| mark.start >= turn.start && mark.end <= turn.end);
+        for mark in inside {
+            chosen.push(mark.clone());
+            of.push(*wanted);
         }
     }
-
-    /// Marks every token that stands for any of the bytes, as Transformers' mask does.
-    fn touch(&self, span: &Range<usize>, trained: &mut [bool]) {
-        for ((start, end), trained) in self.offsets.iter().zip(trained) {
-            *trained |= *start < span.end && *end > span.start;
-        }
-    }
+    *wanted = of;
+    Found::Marks(chosen)
 }
 
 fn values_of(conversation: &Conversation) -> Result<Values, ChatError> {

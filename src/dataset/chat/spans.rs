@@ -12,6 +12,7 @@ use serde_json::Value as Scalar;
 
 use super::super::conversation::{Conversation, Json, Values, message};
 use super::super::template::{Ask, Template};
+use super::mask::Wanted;
 use super::{ASSISTANT, ChatError};
 
 /// Words that no conversation has: characters that nobody may interchange.
@@ -60,16 +61,16 @@ pub(super) fn is_assistant(message: &Json) -> bool {
     message.get("role").and_then(Scalar::as_str) == Some(ASSISTANT)
 }
 
-/// Finds every turn of the assistant in `text`, the conversation as it is rendered.
+/// Finds the wanted turns in `text`, the conversation as it is rendered.
 pub(super) fn turns(
     template: &Template,
     conversation: &Conversation,
     values: &Values,
     text: &str,
+    wanted: &[Wanted],
 ) -> Vec<Result<Turn, ChatError>> {
     let finder = Finder { template, conversation, values, text };
-    let turns = conversation.messages.iter().enumerate();
-    turns.filter(|(_, turn)| is_assistant(turn)).map(|(index, _)| finder.turn(index)).collect()
+    wanted.iter().map(|turn| finder.turn(turn.message)).collect()
 }
 
 struct Finder<'a> {
