@@ -18,6 +18,8 @@ mod inputs;
 #[cfg(test)]
 mod recipes;
 #[cfg(test)]
+mod remote;
+#[cfg(test)]
 mod runs;
 #[cfg(test)]
 mod surface;

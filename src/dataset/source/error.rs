@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use super::super::consent::{ColumnError, ConsentError};
 use crate::dataset::format::LayoutError;
+use super::remote::Failure;
 use crate::diagnose::Diagnose;
 
 /// What can be wrong with a source of rows.
@@ -38,6 +39,14 @@ pub enum SourceError {
     /// A file or folder cannot be read.
     #[error("the rows cannot be read")]
     Read(#[from] std::io::Error),
+    /// An object in a store or on a server cannot be read.
+    #[error("cannot read `{name}`: {failure}")]
+    Remote {
+        /// The address.
+        name: String,
+        /// Why not.
+        failure: Failure,
+    },
     /// Not Parquet, cut short, or damaged.
     #[error("`{path}` is not readable as Parquet: {reason}")]
     NotParquet {
@@ -118,6 +127,7 @@ impl Diagnose for SourceError {
                 format!("name files, or all of a folder as `{}/*.parquet`", path.display())
             }
             Self::Read(error) => return error.hint(),
+            Self::Remote { failure, .. } => return failure.hint(),
             Self::NotParquet { .. } | Self::RowCount { .. } => {
                 "copy or download the file again; it may have been cut short".to_owned()
             }

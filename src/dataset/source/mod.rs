@@ -7,28 +7,42 @@
 
 mod columns;
 mod error;
+pub mod remote;
 mod slices;
 
+use std::fmt::Display;
 use std::fs::Metadata;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow::compute::concat_batches;
 use arrow::datatypes::Fields;
 use arrow::record_batch::RecordBatch;
 use fs_err as fs;
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 
 pub use self::columns::{Columns, RECORD_ID};
 pub use self::error::SourceError;
+use self::remote::{Access, Object, Pin, Reader, Stash};
 pub use self::slices::Slices;
 use self::slices::Want;
 use super::consent::{self, Dataset};
 use super::contain::contain;
 use super::group::RowGroup;
 
-/// The files that a path or glob of a recipe names, sorted.
+/// The files that a path, glob or address of a recipe names, sorted.
 pub fn resolve(pattern: &str) -> Result<Vec<PathBuf>, SourceError> {
+    resolve_by(Access::of_process(), pattern)
+}
+
+/// Like [`resolve`], with stores reached by `access`.
+pub fn resolve_by(access: &Access, pattern: &str) -> Result<Vec<PathBuf>, SourceError> {
+    if remote::address_of(Path::new(pattern)).is_some() {
+        return access.resolve(pattern);
+    }
     // A file whose name has brackets is that file, not a glob.
     if let Ok(kind) = fs::metadata(pattern) {
         check_kind(Path::new(pattern), &kind)?;
@@ -53,10 +67,36 @@ pub fn resolve(pattern: &str) -> Result<Vec<PathBuf>, SourceError> {
     Ok(files)
 }
 
+/// Whether a name is an address in a store or on a server, and no path in the file system.
+pub fn is_remote(path: &Path) -> bool {
+    remote::address_of(path).is_some()
+}
+
+/// The version of a remote object; `None` for a path in the file system, whose bytes can be
+/// digested.
+pub fn pin(path: &Path) -> Result<Option<Pin>, SourceError> {
+    pin_by(Access::of_process(), path)
+}
+
+/// Like [`pin`], with stores reached by `access`.
+pub fn pin_by(access: &Access, path: &Path) -> Result<Option<Pin>, SourceError> {
+    let Some(name) = remote::address_of(path) else { return Ok(None) };
+    let pin = access.open(name).and_then(|object| Pin::of(&object));
+    pin.map(Some).map_err(|failure| SourceError::Remote { name: name.to_owned(), failure })
+}
+
+/// Where the bytes of a file are.
+#[derive(Clone, Debug)]
+enum Place {
+    Local,
+    Remote(Arc<Object>),
+}
+
 /// A Parquet file of rows whose footer has been read and checked.
 #[derive(Clone, Debug)]
 pub struct SourceFile {
     path: PathBuf,
+    place: Place,
     bytes: u64,
     metadata: ArrowReaderMetadata,
     dataset: Dataset,
@@ -68,13 +108,35 @@ pub struct SourceFile {
 impl SourceFile {
     /// Reads and checks the footer.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
-        let file = open_file(path)?;
-        let bytes = file.metadata()?.len();
-        let file = file.into_parts().0;
+        Self::open_by(Access::of_process(), path)
+    }
+
+    /// Like [`SourceFile::open`], with stores reached by `access`.
+    pub fn open_by(access: &Access, path: &Path) -> Result<Self, SourceError> {
+        let Some(name) = remote::address_of(path) else {
+            let file = open_file(path)?;
+            let bytes = file.metadata()?.len();
+            let file = file.into_parts().0;
+            let metadata = contain(|| ArrowReaderMetadata::load(&file, options()));
+            let metadata = read(path, &Stash::default(), metadata)?;
+            return Self::new(path, Place::Local, bytes, metadata);
+        };
+        let fail = |failure| SourceError::Remote { name: name.to_owned(), failure };
+        let object = access.open(name).map_err(fail)?;
+        let stash = Stash::default();
+        let reader = Reader::new(&object, &[], stash.clone());
+        let metadata = contain(|| ArrowReaderMetadata::load(&reader, options()));
+        let metadata = read(path, &stash, metadata)?;
+        Self::new(path, Place::Remote(Arc::clone(&object)), object.bytes(), metadata)
+    }
+
+    fn new(
+        path: &Path,
+        place: Place,
+        bytes: u64,
+        metadata: ArrowReaderMetadata,
+    ) -> Result<Self, SourceError> {
         let wrong = |reason: String| SourceError::NotParquet { path: path.to_owned(), reason };
-        let metadata = contain(|| ArrowReaderMetadata::load(&file, options()))
-            .ok_or_else(|| wrong(DAMAGED.to_owned()))?
-            .map_err(|error| wrong(error.to_string()))?;
         let fields = metadata.schema().fields();
         columns::check(path, fields)?;
         let (mut group_rows, mut first_rows, mut row) = (Vec::new(), Vec::new(), 0_u64);
@@ -88,7 +150,7 @@ impl SourceFile {
         let complete = consent::COLUMNS.iter().all(|name| fields.find(name).is_some());
         let dataset = Dataset::beside(path, footer(&metadata, consent::FOOTER_KEY))?;
         let path = path.to_owned();
-        Ok(Self { path, bytes, metadata, dataset, complete, group_rows, first_rows })
+        Ok(Self { path, place, bytes, metadata, dataset, complete, group_rows, first_rows })
     }
 
     /// Where it lies.
@@ -165,8 +227,31 @@ impl SourceFile {
         let rows = self.group_rows.get(group).copied().unwrap_or_default();
         let mask = columns.mask(self.metadata.parquet_schema());
         let want = Want { group, rows, skip: skip_rows, rows_per_slice, mask };
-        let file = open_file(&self.path).map(|file| file.into_parts().0);
-        Slices::new(self.path.clone(), file, self.metadata(), want)
+        let (path, stash) = (self.path.clone(), Stash::default());
+        match &self.place {
+            Place::Local => {
+                let file = open_file(path.as_path()).map(|file| file.into_parts().0);
+                Slices::new(path, file, self.metadata(), want, stash)
+            }
+            Place::Remote(object) => {
+                let chunks = self.chunks(group, &want.mask);
+                let reader = Reader::new(object, &chunks, stash.clone());
+                Slices::new(path, Ok(reader), self.metadata(), want, stash)
+            }
+        }
+    }
+
+    /// Where the columns of a row group lie, by the footer.
+    fn chunks(&self, group: usize, mask: &ProjectionMask) -> Vec<Range<u64>> {
+        let Some(group) = self.metadata().row_groups().get(group) else { return Vec::new() };
+        let leaves = group.columns().iter().enumerate();
+        let leaves = leaves.filter(|(leaf, _)| mask.leaf_included(*leaf));
+        let range = |column: &ColumnChunkMetaData| {
+            let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
+            let start = u64::try_from(start).ok()?;
+            Some(start..start.checked_add(u64::try_from(column.compressed_size()).ok()?)?)
+        };
+        leaves.filter_map(|(_, column)| range(column)).collect()
     }
 
     /// Reads one row group into memory.
@@ -198,6 +283,24 @@ fn options() -> ArrowReaderOptions {
 fn open_file(path: &Path) -> Result<fs::File, SourceError> {
     check_kind(path, &fs::metadata(path)?)?;
     Ok(fs::File::open(path)?)
+}
+
+/// What came of decoding; nothing where it panicked.
+fn read<T, E: Display>(
+    path: &Path,
+    stash: &Stash,
+    decoded: Option<Result<T, E>>,
+) -> Result<T, SourceError> {
+    let reason = match decoded {
+        Some(Ok(decoded)) => return Ok(decoded),
+        Some(Err(error)) => error.to_string(),
+        None => DAMAGED.to_owned(),
+    };
+    // The decoder says in its own words, and without a type, that reading failed.
+    Err(match stash.take() {
+        Some(failure) => SourceError::Remote { name: path.display().to_string(), failure },
+        None => SourceError::NotParquet { path: path.to_owned(), reason },
+    })
 }
 
 fn check_kind(path: &Path, kind: &Metadata) -> Result<(), SourceError> {

@@ -26,7 +26,8 @@ use parquet::file::page_index::offset_index::OffsetIndexMetaData;
 use parquet::file::reader::ChunkReader;
 
 use super::super::contain::contain;
-use super::{DAMAGED, SourceError, options};
+use super::remote::Stash;
+use super::{DAMAGED, SourceError, options, read};
 
 /// Largest offset index of a column chunk that is read, in bytes: a million pages.
 const MAX_INDEX_BYTES: usize = 32 << 20;
@@ -40,6 +41,7 @@ pub struct Slices {
     expected: u64,
     /// Rows passed over or handed out.
     found: u64,
+    stash: Stash,
 }
 
 enum State {
@@ -70,17 +72,16 @@ impl Slices {
         input: Result<R, SourceError>,
         metadata: &ParquetMetaData,
         want: Want,
+        stash: Stash,
     ) -> Self {
         let (group, expected) = (want.group, want.rows);
         let found = want.skip.min(expected);
-        let wrong = |reason| SourceError::NotParquet { path: path.clone(), reason };
         let state = input.and_then(|input| {
-            contain(|| decoder(input, metadata, want))
-                .ok_or_else(|| wrong(DAMAGED.to_owned()))?
-                .map_err(|error| wrong(error.to_string()))
+            let decoder = contain(|| decoder(input, metadata, want));
+            read(&path, &stash, decoder)
         });
         let state = state.map_or_else(State::Failed, State::Reading);
-        Self { state, path, group, expected, found }
+        Self { state, path, group, expected, found, stash }
     }
 
     /// The columns of every slice; `None` after an error.
@@ -92,7 +93,6 @@ impl Slices {
     }
 
     fn advance(&mut self) -> Result<Option<RecordBatch>, SourceError> {
-        let wrong = |reason| SourceError::NotParquet { path: self.path.clone(), reason };
         let reader = match &mut self.state {
             State::Reading(reader) => reader,
             state => match std::mem::replace(state, State::Over) {
@@ -100,10 +100,8 @@ impl Slices {
                 _ => return Ok(None),
             },
         };
-        let slice = contain(|| reader.next())
-            .ok_or_else(|| wrong(DAMAGED.to_owned()))?
-            .transpose()
-            .map_err(|error| wrong(error.to_string()))?;
+        let slice = contain(|| reader.next().transpose());
+        let slice = read(&self.path, &self.stash, slice)?;
         let rows = slice.as_ref().map_or(0, |slice| slice.num_rows() as u64);
         self.found = self.found.saturating_add(rows);
         let complete = self.found == self.expected;

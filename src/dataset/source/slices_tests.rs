@@ -156,7 +156,7 @@ fn seeking_by_the_index_does_not_read_the_past() {
         let input = Counted(bytes, counter.clone());
         let mask = Columns::And(&["messages"]).mask(file.metadata.parquet_schema());
         let want = Want { group: 0, rows: 700, skip: 690, rows_per_slice: 10, mask };
-        let slices = Slices::new(path.clone(), Ok(input), file.metadata(), want);
+        let slices = Slices::new(path.clone(), Ok(input), file.metadata(), want, Stash::default());
         assert_eq!(ids(slices).len(), 10);
         read.push(counter.load(Ordering::Relaxed));
     }
@@ -186,7 +186,7 @@ fn with_group(
 }
 
 /// Reads the first group from a row on; the rows, and the error at the end.
-fn read(file: &SourceFile, skip: u64) -> (usize, Option<SourceError>) {
+fn read_rows(file: &SourceFile, skip: u64) -> (usize, Option<SourceError>) {
     let mut rows = 0;
     for slice in file.slices(0, skip, 64, Columns::And(&["messages"])) {
         match slice {
@@ -206,7 +206,7 @@ fn a_row_group_that_lies_about_its_rows_is_an_error() {
         let claimed =
             |group: RowGroupMetaData| group.into_builder().set_num_rows(claim).build().unwrap();
         let file = with_group(&path, claimed);
-        let (rows, error) = read(&file, 0);
+        let (rows, error) = read_rows(&file, 0);
         if claim == 0 {
             // Rows that a footer denies are never seen.
             assert!(rows == 0 && error.is_none(), "{error:?}");
@@ -215,7 +215,7 @@ fn a_row_group_that_lies_about_its_rows_is_an_error() {
         let error = error.unwrap_or_else(|| panic!("{claim}"));
         assert!(rows <= 700 && error.to_string().contains("rows.parquet"), "{claim} {error}");
         assert!(matches!(error, SourceError::RowCount { group: 0, .. }), "{claim} {error:?}");
-        assert!(read(&file, 100).0 <= 600, "{claim}");
+        assert!(read_rows(&file, 100).0 <= 600, "{claim}");
     }
     write(&path, WriterVersion::PARQUET_1_0, true);
     with_footer(&path, |metadata| {
@@ -240,7 +240,7 @@ fn a_row_group_that_lies_about_its_size_is_an_error_or_harmless() {
                 group.into_builder().set_column_metadata(columns).build().unwrap()
             });
             for skip in [0, 300] {
-                let (rows, error) = read(&file, skip);
+                let (rows, error) = read_rows(&file, skip);
                 assert!(
                     error.is_some() || rows as u64 == 700 - skip,
                     "{claim} {index} {skip}: {rows}"
@@ -268,7 +268,7 @@ fn an_offset_index_that_lies_is_done_without() {
             damaged[place] ^= 0x55;
             fs_err::write(&path, damaged).unwrap();
             // Whatever becomes of it: no panic, and never more rows than there are.
-            assert!(read(&file, 300).0 <= 400);
+            assert!(read_rows(&file, 300).0 <= 400);
         }
     }
     write(&path, WriterVersion::PARQUET_1_0, true);
@@ -280,7 +280,7 @@ fn an_offset_index_that_lies_is_done_without() {
         let columns = group.columns().iter().map(lie).collect();
         group.into_builder().set_column_metadata(columns).build().unwrap()
     });
-    let (rows, error) = read(&file, 300);
+    let (rows, error) = read_rows(&file, 300);
     assert!(rows == 400 && error.is_none(), "{error:?}");
 }
 
@@ -299,7 +299,7 @@ fn invalid_utf8_is_an_error_with_the_file_and_without_the_text() {
         bytes[mark..mark + 6].fill(0xff);
     }
     fs_err::write(&path, bytes).unwrap();
-    let error = read(&SourceFile::open(&path).unwrap(), 0).1.unwrap().to_string();
+    let error = read_rows(&SourceFile::open(&path).unwrap(), 0).1.unwrap().to_string();
     assert!(error.contains("rows.parquet") && !error.contains("private"), "{error}");
     assert!(error.to_lowercase().contains("utf"), "{error}");
 }
