@@ -152,6 +152,8 @@ pub struct Evaluate {
     pub suite: crate::recipe::Suite,
     /// What the rows must allow.
     pub gate: crate::dataset::consent::Ask,
+    /// Ledgers of withdrawals.
+    pub ledgers: Vec<PathBuf>,
     /// Print JSON instead of a table.
     pub json: bool,
 }

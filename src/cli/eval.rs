@@ -59,6 +59,10 @@ pub(super) struct Arguments {
     /// Where to compute the suite `perplexity`: `cpu`, `cuda` or `cuda:N` [default: cpu]
     #[arg(long, requires = "text")]
     device: Option<Device>,
+    /// Ledger of withdrawals, where TARGET is not a run, whose recipe names them; may be given
+    /// again.
+    #[arg(long = "ledger", value_name = "FILE")]
+    ledgers: Vec<PathBuf>,
     /// How to print the result.
     #[arg(long, value_enum, default_value_t)]
     format: Output,
@@ -121,6 +125,10 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
             .map(|baseline| baseline.target(Some(resolved.target(arguments.dtype).dtype))),
         suite: suite(arguments, &resolved)?,
         gate: gate(arguments, &resolved)?,
+        ledgers: match &resolved {
+            Resolved::Run(run) => run.recipe.data.consent.ledgers.clone(),
+            _ => arguments.ledgers.clone(),
+        },
         json: arguments.format == Output::Json,
     });
     Err(job::start(printer.into(), job))

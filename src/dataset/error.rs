@@ -6,6 +6,8 @@ use thiserror::Error;
 
 use super::chat::ChatError;
 use super::consent::Counts;
+use super::format::FormatError;
+use super::ledger::LedgerError;
 use super::source::SourceError;
 use crate::diagnose::{Blame, Diagnose};
 use crate::recipe::lock::Split;
@@ -28,6 +30,31 @@ pub enum DatasetError {
         /// What is wrong with it.
         source: ChatError,
     },
+    /// The columns of a row do not hold what its format says.
+    #[error("row {row} (counted from 0, record `{record_id}`) of `{path}` cannot be read")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Row of the file, from 0.
+        row: u64,
+        /// Its id.
+        record_id: String,
+        /// What is wrong with it.
+        source: FormatError,
+    },
+    /// A row of a suite has no answer to compare with.
+    #[error("row {row} (counted from 0, record `{record_id}`) of `{path}` has no answer")]
+    NoAnswer {
+        /// The file.
+        path: PathBuf,
+        /// Row of the file, from 0.
+        row: u64,
+        /// Its id.
+        record_id: String,
+    },
+    /// A ledger of withdrawals.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// A conversation is longer than a window.
     #[error(
         "row {row} (counted from 0, record `{record_id}`) of `{path}` has {tokens} tokens, more than `data.sequence_length: {sequence_length}`"
@@ -110,8 +137,15 @@ impl Diagnose for DatasetError {
             match self {
                 Self::Source(error) => return error.hint(),
                 Self::Row { source, .. } => return source.hint(),
+                Self::Format { source, .. } => return source.hint(),
+                Self::NoAnswer { .. } => {
+                    "a suite compares answers: give rows of conversations that end with the \
+                     assistant's"
+                }
+                Self::Ledger(error) => return error.hint(),
                 Self::Overlong { .. } => {
-                    "raise `data.sequence_length`, or leave such rows out with `overlong: drop`"
+                    "raise `data.sequence_length`, or choose with `data.overlong` what becomes \
+                     of such rows: `drop`, `truncate` or `split`"
                 }
                 Self::BeyondPositions { answer: 0, .. } => "shorten or remove the row",
                 Self::BeyondPositions { .. } => {

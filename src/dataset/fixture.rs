@@ -210,3 +210,28 @@ pub(super) fn write_batch(
     writer.close().unwrap();
     write(path, &bytes);
 }
+
+/// A file of chats.
+pub(crate) fn split_file(
+    split: crate::recipe::lock::Split,
+    path: PathBuf,
+) -> super::spec::SplitFile {
+    let (source, format) = (0, crate::recipe::Format::Chat);
+    super::spec::SplitFile { split, path, source, format, columns: Default::default() }
+}
+
+/// The first rows of a row group of chats, judged by [`ask`].
+pub(crate) fn try_read(
+    path: &Path,
+    group: usize,
+) -> Result<super::batch::Batch, super::source::SourceError> {
+    let gate = std::sync::Arc::new(super::gate::Gate::open(ask(), &[]).unwrap());
+    let file = split_file(crate::recipe::lock::Split::Train, path.to_owned());
+    let file = super::batch::RowFile::open(&file, &gate)?;
+    file.batches(group, 0, 4096, super::batch::Read::Content).next().unwrap()
+}
+
+/// As [`try_read`], of a file that can be read.
+pub(crate) fn read(path: &Path, group: usize) -> super::batch::Batch {
+    try_read(path, group).unwrap()
+}

@@ -8,6 +8,7 @@
 //! References: the columns of a consent-bearing row hold W3C DPV 2.3 terms; chat
 //! templates follow Transformers' `apply_chat_template`.
 
+pub mod batch;
 pub mod chat;
 pub mod consent;
 pub(crate) mod contain;
@@ -17,9 +18,9 @@ pub mod evaluation;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod format;
-pub mod group;
-pub mod ledger;
+pub mod gate;
 pub mod import;
+pub mod ledger;
 mod rows;
 pub mod sample;
 pub mod source;

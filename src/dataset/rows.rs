@@ -5,12 +5,14 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::chat::{ChatEncoder, Document, Message};
-use super::consent::{Ask, Defaults, Reason, judge};
+use super::batch::Batch;
+use super::chat::{ChatEncoder, Document, LossMask};
+use super::consent::Reason;
+use super::conversation::Json;
 use super::error::DatasetError;
-use super::group::RowGroup;
+use super::sample::Sample;
 use super::spec::Spec;
-use crate::recipe::{Overlong, TrainOn};
+use crate::recipe::Overlong;
 
 /// What became of a row.
 #[derive(Debug)]
@@ -30,22 +32,35 @@ pub(super) enum Fate<I> {
     },
 }
 
-/// Judges and tokenises a row of `data.train`.
+impl<I> Fate<I> {
+    /// The same, of other pieces.
+    pub(super) fn map<J>(self, piece: impl FnMut(I) -> J) -> Fate<J> {
+        match self {
+            Self::Excluded(reason) => Fate::Excluded(reason),
+            Self::Dropped => Fate::Dropped,
+            Self::HeldOut => Fate::HeldOut,
+            Self::Used { pieces, cut } => {
+                Fate::Used { pieces: pieces.into_iter().map(piece).collect(), cut }
+            }
+        }
+    }
+}
+
+/// Tokenises a row of `data.train` that may be used.
 pub(super) fn training_row(
     spec: &Spec,
     encoder: &ChatEncoder,
-    defaults: &Defaults,
-    group: &RowGroup,
+    batch: &Batch,
     row: usize,
 ) -> Result<Fate<Document>, DatasetError> {
-    if let Err(reason) = judge(&group.consent(row), &spec.ask, defaults) {
+    if let Err(reason) = batch.verdict(row) {
         return Ok(Fate::Excluded(reason));
     }
-    let messages = group.messages(row)?;
-    if is_held_out(spec, &messages) {
+    let sample = batch.sample(row)?;
+    if is_held_out(spec, &sample) {
         return Ok(Fate::HeldOut);
     }
-    let document = tokenised(encoder, &messages, spec.train_on, group, row)?;
+    let document = tokenised(encoder, &sample, spec.mask, batch, row)?;
     let (tokens, sequence_length) = (document.tokens.len(), spec.sequence_length);
     if tokens <= sequence_length {
         return Ok(Fate::Used { pieces: vec![document], cut: false });
@@ -56,68 +71,80 @@ pub(super) fn training_row(
         Overlong::Split => usize::MAX,
         Overlong::Refuse => {
             return Err(DatasetError::Overlong {
-                path: group.path().to_owned(),
-                row: group.row_in_file(row),
-                record_id: group.record_id(row).to_owned(),
+                path: batch.path().to_owned(),
+                row: batch.row_in_file(row),
+                record_id: batch.record_id(row).to_owned(),
                 tokens,
                 sequence_length,
             });
         }
     };
     // A piece in which nothing is learned would only cost time.
-    let pieces = document.split(sequence_length).take(most);
+    let pieces = document.split(sequence_length).into_iter().take(most);
     let pieces: Vec<Document> = pieces.filter(|piece| piece.trained_tokens() > 0).collect();
     Ok(if pieces.is_empty() { Fate::Dropped } else { Fate::Used { pieces, cut: true } })
 }
 
-/// Judges and tokenises a row that is measured on, however long.
+/// Tokenises a row that is measured on, however long, unless the gate leaves it out.
 pub(super) fn measured_row(
-    ask: &Ask,
-    train_on: TrainOn,
+    mask: LossMask,
     encoder: &ChatEncoder,
-    defaults: &Defaults,
-    group: &RowGroup,
+    batch: &Batch,
     row: usize,
-) -> Result<Result<(Vec<Message>, Document), Reason>, DatasetError> {
-    // The text of a row that may not be used is never even assembled.
-    if let Err(reason) = judge(&group.consent(row), ask, defaults) {
+) -> Result<Result<(Sample, Document), Reason>, DatasetError> {
+    if let Err(reason) = batch.verdict(row) {
         return Ok(Err(reason));
     }
-    let messages = group.messages(row)?;
-    let document = tokenised(encoder, &messages, train_on, group, row)?;
-    Ok(Ok((messages, document)))
+    let sample = batch.sample(row)?;
+    let document = tokenised(encoder, &sample, mask, batch, row)?;
+    Ok(Ok((sample, document)))
 }
 
 fn tokenised(
     encoder: &ChatEncoder,
-    messages: &[Message],
-    train_on: TrainOn,
-    group: &RowGroup,
+    sample: &Sample,
+    mask: LossMask,
+    batch: &Batch,
     row: usize,
 ) -> Result<Document, DatasetError> {
-    encoder.encode(messages, train_on).map_err(|source| DatasetError::Row {
-        path: group.path().to_owned(),
-        row: group.row_in_file(row),
-        record_id: group.record_id(row).to_owned(),
+    encoder.encode_sample(sample, mask).map_err(|source| DatasetError::Row {
+        path: batch.path().to_owned(),
+        row: batch.row_in_file(row),
+        record_id: batch.record_id(row).to_owned(),
         source,
     })
 }
 
-/// Whether a row of `data.train` is a validation row: by what comes before the assistant's
-/// first turn, so that conversations that begin alike are on one side.
-pub(super) fn is_held_out(spec: &Spec, messages: &[Message]) -> bool {
+/// Whether a row of `data.train` is a validation row: by how it begins, so that conversations
+/// that begin alike are on one side.
+pub(super) fn is_held_out(spec: &Spec, sample: &Sample) -> bool {
     if spec.validation_split == 0.0 {
         return false;
     }
     let mut digest = Sha256::new();
     digest.update(spec.seed.to_le_bytes());
-    for message in messages.iter().take_while(|message| message.role != "assistant") {
-        for part in [&message.role, &message.content] {
-            digest.update((part.len() as u64).to_le_bytes());
-            digest.update(part.as_bytes());
+    match sample {
+        Sample::Conversation(conversation) | Sample::Labelled { conversation, .. } => {
+            opening(&conversation.messages, &mut digest);
+        }
+        Sample::Preference { chosen, .. } => opening(&chosen.messages, &mut digest),
+        Sample::Text(text) | Sample::Completion { prompt: text, .. } => {
+            digest.update(text.as_bytes());
         }
     }
     let digest: [u8; 32] = digest.finalize().into();
     let first = digest.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
     (first >> 11) as f64 / ((1_u64 << 53) as f64) < spec.validation_split
+}
+
+/// What comes before the assistant's first turn.
+fn opening(messages: &[Json], digest: &mut Sha256) {
+    let said = |message: &&Json| message.get("role").is_none_or(|role| role != "assistant");
+    for message in messages.iter().take_while(said) {
+        for key in ["role", "content"] {
+            let text = message.get(key).map(ToString::to_string).unwrap_or_default();
+            digest.update((text.len() as u64).to_le_bytes());
+            digest.update(text.as_bytes());
+        }
+    }
 }

@@ -5,12 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::consent::Ask;
+use super::chat::LossMask;
+use super::gate::Gate;
+use super::ledger::LedgerError;
 use super::source::{self, SourceError};
-use crate::recipe::lock::{Lock, Split};
+use crate::recipe::lock::{Lock, LockedData, Split};
 use crate::recipe::{
-    DEFAULT_MICRO_BATCH_TOKENS, Overlong, Packing, Recipe, StoppingStrategy, SurveyOf, TrainOn,
+    DEFAULT_MICRO_BATCH_TOKENS, Format, Overlong, Packing, Recipe, Source, StoppingStrategy, Suite,
+    SurveyOf,
 };
 
 /// One file of a split.
@@ -22,6 +26,10 @@ pub struct SplitFile {
     pub path: PathBuf,
     /// Which entry of the split's list in the recipe it belongs to.
     pub source: usize,
+    /// Shape of its rows.
+    pub format: Format,
+    /// Its columns that are called otherwise.
+    pub columns: BTreeMap<String, String>,
 }
 
 /// Training files whose rows are shuffled together.
@@ -34,12 +42,12 @@ pub struct Strand {
 }
 
 /// What the stream needs of a recipe, with its files found.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Spec {
     /// Files of all splits, in the order in which they are read.
     pub files: Vec<SplitFile>,
     /// What is asked of every row.
-    pub ask: Ask,
+    pub gate: Arc<Gate>,
     /// Tokens of a window.
     pub sequence_length: usize,
     /// Whether a window holds several conversations.
@@ -47,7 +55,7 @@ pub struct Spec {
     /// What becomes of a conversation longer than a window.
     pub overlong: Overlong,
     /// Which tokens carry loss.
-    pub train_on: TrainOn,
+    pub mask: LossMask,
     /// The weight of every entry of `data.train`; none where the sources are not weighed.
     pub weights: Vec<f64>,
     /// When a pass over weighted sources ends.
@@ -74,42 +82,38 @@ pub struct Spec {
 
 impl Spec {
     /// Finds the files that the recipe names.
-    pub fn new(recipe: &Recipe, ask: Ask) -> Result<Self, SourceError> {
-        let data = &recipe.data;
-        let train = data.train.iter().enumerate();
-        let train = train.map(|(index, source)| (Split::Train, index, &source.path));
-        let validation = data.validation.iter().enumerate();
-        let validation = validation.map(|(index, source)| (Split::Validation, index, &source.path));
-        let test = data.test.iter();
-        let test = test.map(|suite| (Split::Test(suite.name.clone()), 0, &suite.path));
+    pub fn new(recipe: &Recipe, gate: Arc<Gate>) -> Result<Self, SourceError> {
         let mut files = Vec::new();
-        for (split, source, pattern) in train.chain(validation).chain(test) {
-            let paths = source::resolve(pattern)?.into_iter();
-            files.extend(paths.map(|path| SplitFile { split: split.clone(), path, source }));
+        for entry in entries(recipe) {
+            files.extend(entry.files()?);
         }
-        Ok(Self::with_files(recipe, ask, files))
+        Ok(Self::with_files(recipe, gate, files))
     }
 
-    /// The files and the ask of a locked run, so that a file added since changes nothing.
-    pub fn locked(recipe: &Recipe, lock: &Lock) -> Self {
-        let files = lock.data.iter().map(|data| SplitFile {
-            split: data.split.clone(),
-            path: data.file.path.clone(),
-            source: data.source,
-        });
-        Self::with_files(recipe, lock.ask.clone(), files.collect())
+    /// The files and the ask of a locked run, so that a file added since changes nothing. The
+    /// ledgers count as far as they had grown.
+    pub fn locked(recipe: &Recipe, lock: &Lock) -> Result<Self, LedgerError> {
+        let ledgers = &recipe.data.consent.ledgers;
+        let gate = Gate::as_of(lock.ask.clone(), ledgers, &lock.ledgers)?;
+        Ok(Self::with_files(recipe, Arc::new(gate), locked_files(recipe, lock)))
     }
 
-    fn with_files(recipe: &Recipe, ask: Ask, files: Vec<SplitFile>) -> Self {
+    /// As [`Spec::locked`], with another gate.
+    pub fn judged_by(recipe: &Recipe, lock: &Lock, gate: Arc<Gate>) -> Self {
+        Self::with_files(recipe, gate, locked_files(recipe, lock))
+    }
+
+    /// As [`Spec::new`], with the files found.
+    pub fn with_files(recipe: &Recipe, gate: Arc<Gate>, files: Vec<SplitFile>) -> Self {
         let (data, train) = (&recipe.data, &recipe.train);
         let micro_batch_tokens = train.micro_batch_tokens;
         Self {
             files,
-            ask,
+            gate,
             sequence_length: data.sequence_length,
             packing: data.packing,
             overlong: data.overlong,
-            train_on: data.train_on,
+            mask: LossMask { train_on: data.train_on, end_of_turn: data.end_of_turn },
             weights: data.train.iter().filter_map(|source| source.weight).collect(),
             stopping: data.stopping_strategy,
             validation_split: data.validation_split,
@@ -154,8 +158,79 @@ impl Spec {
     }
 
     /// The files of one split, in order.
-    pub fn files_of(&self, split: &Split) -> Vec<PathBuf> {
-        let files = self.files.iter().filter(|file| file.split == *split);
-        files.map(|file| file.path.clone()).collect()
+    pub fn files_of(&self, split: &Split) -> impl Iterator<Item = &SplitFile> {
+        self.files.iter().filter(move |file| file.split == *split)
     }
+}
+
+/// What a recipe says of some files.
+#[derive(Clone, Debug)]
+pub struct Entry<'r> {
+    /// Who reads them.
+    pub split: Split,
+    /// Its place in the split's list.
+    pub index: usize,
+    path: &'r str,
+    format: Format,
+    columns: &'r BTreeMap<String, String>,
+}
+
+impl Entry<'_> {
+    /// The key that names them.
+    pub fn key(&self) -> String {
+        let list = match self.split {
+            Split::Train => "train",
+            Split::Validation => "validation",
+            Split::Test(_) => "test",
+        };
+        format!("data.{list}[{}].path", self.index)
+    }
+
+    /// Finds them.
+    pub fn files(&self) -> Result<Vec<SplitFile>, SourceError> {
+        let paths = source::resolve(self.path)?.into_iter();
+        Ok(paths.map(|path| self.file(path)).collect())
+    }
+
+    fn file(&self, path: PathBuf) -> SplitFile {
+        let (split, source, columns) = (self.split.clone(), self.index, self.columns.clone());
+        SplitFile { split, path, source, format: self.format, columns }
+    }
+}
+
+impl<'r> Entry<'r> {
+    fn of_source(split: Split, (index, source): (usize, &'r Source)) -> Self {
+        let Source { path, format, columns, .. } = source;
+        Self { split, index, path, format: *format, columns }
+    }
+
+    fn of_suite((index, suite): (usize, &'r Suite)) -> Self {
+        let Suite { name, path, format, columns, .. } = suite;
+        Self { split: Split::Test(name.clone()), index, path, format: *format, columns }
+    }
+}
+
+/// Every entry of every list of rows, in the order in which they are read.
+pub fn entries(recipe: &Recipe) -> impl Iterator<Item = Entry<'_>> {
+    let data = &recipe.data;
+    let train = data.train.iter().enumerate();
+    let train = train.map(|source| Entry::of_source(Split::Train, source));
+    let validation = data.validation.iter().enumerate();
+    let validation = validation.map(|source| Entry::of_source(Split::Validation, source));
+    train.chain(validation).chain(data.test.iter().enumerate().map(Entry::of_suite))
+}
+
+/// The files of a suite that no recipe names.
+pub fn suite_files(suite: &Suite) -> Result<Vec<SplitFile>, SourceError> {
+    Entry::of_suite((0, suite)).files()
+}
+
+/// The files of a lock, as the recipe describes them.
+fn locked_files(recipe: &Recipe, lock: &Lock) -> Vec<SplitFile> {
+    let file = |data: &LockedData| {
+        let mut entries = entries(recipe);
+        let is_its = |entry: &Entry<'_>| entry.split == data.split && entry.index == data.source;
+        Some(entries.find(is_its)?.file(data.file.path.clone()))
+    };
+    lock.data.iter().filter_map(file).collect()
 }

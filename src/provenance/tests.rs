@@ -105,6 +105,7 @@ impl Finished {
                 at: instant("2026-11-20T08:00:00Z"),
                 until: instant("2026-11-21T08:00:00Z"),
             },
+            ledgers: Vec::new(),
             training: Size {
                 tokens: 163_840,
                 trained_tokens: 9000,

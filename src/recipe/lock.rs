@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::consent::{Ask, Counts};
+use crate::dataset::ledger::Head;
 use crate::diagnose::Diagnose;
 use crate::files::sha256_of_file;
 use crate::hub::{self, HubError};
@@ -37,6 +38,9 @@ pub struct Lock {
     pub data: Vec<LockedData>,
     /// What was asked of every row.
     pub ask: Ask,
+    /// How far the ledgers of withdrawals had grown.
+    #[serde(default)]
+    pub ledgers: Vec<Head>,
     /// What training takes.
     pub training: Size,
 }

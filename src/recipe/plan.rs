@@ -19,11 +19,13 @@ use super::problem::{Fault, Problem, RecipeError, listed, most_alike};
 use super::read::Pinned;
 use super::{Adapter, Data, Literal, Recipe, Targets, is_tail};
 use crate::base::BaseFolder;
+use crate::dataset::batch::RowFile;
 use crate::dataset::chat::ChatEncoder;
 use crate::dataset::consent::{Ask, Counts};
 use crate::dataset::error::DatasetError;
-use crate::dataset::source::{self, SourceFile};
-use crate::dataset::stream::Spec;
+use crate::dataset::gate::Gate;
+use crate::dataset::ledger::Head;
+use crate::dataset::spec::{Spec, SplitFile, entries};
 use crate::dataset::survey::{Survey, SurveyedFile, judge_again, survey};
 use crate::dataset::vocabulary::Vocabulary;
 use crate::diagnose::Failure;
@@ -48,6 +50,8 @@ pub struct Plan {
     pub memory: Memory,
     /// What is asked of every row.
     pub ask: Ask,
+    /// How far the ledgers of withdrawals have grown.
+    pub ledgers: Vec<Head>,
     /// Files of rows, in the order in which they are read.
     pub data: Vec<PlannedFile>,
     /// What training takes.
@@ -111,7 +115,10 @@ impl Again {
         let recipe = &literal.recipe;
         let folder = hub::local(&recipe.base.model)?;
         let base = BaseFolder::open(&folder, recipe.base.from_scratch)?;
-        let spec = Spec { ask: ask(&recipe.data, now), ..Spec::locked(recipe, lock) };
+        let ledgers = &recipe.data.consent.ledgers;
+        let gate = Gate::open(ask(&recipe.data, now), ledgers)?;
+        gate.extends(&lock.ledgers)?;
+        let spec = Spec::judged_by(recipe, lock, Arc::new(gate));
         let data = judge_again(&spec, tick)?;
         Ok(Self { base_files: named(&base, &recipe.base.model), data })
     }
@@ -145,9 +152,10 @@ impl Plan {
         let warnings = vocabulary.as_ref().map(words::warnings).unwrap_or_default();
         let ask = ask(&literal.recipe.data, now);
         let encoder = vocabulary.map(|vocabulary| vocabulary.encoder.with_clock(now));
-        let survey = looking.rows(base.as_ref().zip(encoder), &ask);
-        let (Some(base), Some(trainable), Some(survey), true) =
-            (base, trainable, survey, looking.problems.is_empty())
+        let gate = looking.gate(&ask);
+        let survey = looking.rows(base.as_ref().zip(encoder), gate.as_ref());
+        let (Some(base), Some(trainable), Some(gate), Some(survey), true) =
+            (base, trainable, gate, survey, looking.problems.is_empty())
         else {
             let mut problems = looking.problems;
             problems.sort_by(|one, other| one.place.cmp(&other.place));
@@ -167,6 +175,7 @@ impl Plan {
             parameters: Parameters { trainable, frozen },
             memory,
             ask,
+            ledgers: gate.heads(),
             data: files
                 .map(|file| PlannedFile {
                     split: file.file.split,
@@ -235,6 +244,7 @@ impl Plan {
             base,
             data,
             ask: self.ask.clone(),
+            ledgers: self.ledgers.clone(),
             training: self.training.clone(),
         })
     }
@@ -380,57 +390,64 @@ impl Looking<'_> {
         Some(low_rank.saturating_add(self.trained_rows(base, lora, vocabulary?)?))
     }
 
+    /// What is asked of every row, and the ledgers.
+    fn gate(&mut self, ask: &Ask) -> Option<Arc<Gate>> {
+        let opened = Gate::open(ask.clone(), &self.literal.recipe.data.consent.ledgers);
+        self.take("data.consent.ledgers", opened).map(Arc::new)
+    }
+
     /// Every file of every split, and what is in them.
-    fn rows(&mut self, base: Option<(&BaseFolder, ChatEncoder)>, ask: &Ask) -> Option<Survey> {
+    fn rows(
+        &mut self,
+        base: Option<(&BaseFolder, ChatEncoder)>,
+        gate: Option<&Arc<Gate>>,
+    ) -> Option<Survey> {
         let recipe = &self.literal.recipe;
         let before = self.problems.len();
-        let files = self.files();
-        for (path, key) in &files {
-            self.take(key, SourceFile::open(path));
+        let found = self.files();
+        for (file, key) in &found {
+            if let Some(gate) = gate {
+                self.take(key, RowFile::open(file, gate));
+            }
         }
         if self.problems.len() > before {
             // They would only be found again, and without their keys.
             return None;
         }
-        let (base, encoder) = base?;
-        let spec = self.take("data", Spec::new(recipe, ask.clone()))?;
+        let ((base, encoder), gate) = base.zip(gate)?;
+        let files = found.iter().map(|(file, _)| file.clone()).collect();
+        let spec = Spec::with_files(recipe, Arc::clone(gate), files);
         let (encoder, positions) = (Arc::new(encoder), base.architecture.max_position_embeddings);
         match survey(&spec, &encoder, positions, self.tick) {
             Ok(survey) => Some(survey),
             Err(error) => {
-                let key = key_of(&error, &files);
+                let key = key_of(&error, &found);
                 self.take(&key, Err(error))
             }
         }
     }
 
     /// Every file of every split, with the key that names it.
-    fn files(&mut self) -> Vec<(PathBuf, String)> {
-        let data = &self.literal.recipe.data;
-        let lists: [(&str, Vec<&String>); 3] = [
-            ("train", data.train.iter().map(|source| &source.path).collect()),
-            ("validation", data.validation.iter().map(|source| &source.path).collect()),
-            ("test", data.test.iter().map(|suite| &suite.path).collect()),
-        ];
+    fn files(&mut self) -> Vec<(SplitFile, String)> {
         let mut files = Vec::new();
-        for (list, patterns) in lists {
-            for (index, pattern) in patterns.into_iter().enumerate() {
-                let key = format!("data.{list}[{index}].path");
-                let found = self.take(&key, source::resolve(pattern)).unwrap_or_default();
-                files.extend(found.into_iter().map(|path| (path, key.clone())));
-            }
+        for entry in entries(&self.literal.recipe) {
+            let key = entry.key();
+            let found = self.take(&key, entry.files()).unwrap_or_default();
+            files.extend(found.into_iter().map(|file| (file, key.clone())));
         }
         files
     }
 }
 
 /// The key to point at for something wrong with the rows.
-fn key_of(error: &DatasetError, files: &[(PathBuf, String)]) -> String {
+fn key_of(error: &DatasetError, files: &[(SplitFile, String)]) -> String {
     let found = match error {
         DatasetError::Row { path, .. }
+        | DatasetError::Format { path, .. }
+        | DatasetError::NoAnswer { path, .. }
         | DatasetError::Overlong { path, .. }
         | DatasetError::BeyondPositions { path, .. } => {
-            files.iter().find(|(known, _)| known == path).map(|(_, key)| key.clone())
+            files.iter().find(|(known, _)| known.path == *path).map(|(_, key)| key.clone())
         }
         DatasetError::AllOverlong { .. } => Some("data.sequence_length".to_owned()),
         // Names the key between backticks.

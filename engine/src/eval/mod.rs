@@ -41,24 +41,23 @@ pub fn measure(
     max_new_tokens: usize,
     tick: impl FnMut(usize),
 ) -> Result<Measured, Failure> {
-    let (loss, tokens) = train::mean_nll(model, &batches(rows))?;
+    let (loss, tokens) = train::mean_nll(model, &batches(rows.iter().map(|row| &row.document)))?;
     let prompts: Vec<Vec<u32>> =
-        rows.iter().map(|row| encoder.prompt(row.prompt())).collect::<Result<_, _>>()?;
+        rows.iter().map(|row| encoder.prompt(&row.prompt)).collect::<Result<_, _>>()?;
     let stops = encoder.stop_ids();
     let generated = generate::greedy(model, &prompts, stops, max_new_tokens, tick)?;
     let answers: Vec<String> =
         generated.iter().map(|tokens| encoder.decode(tokens)).collect::<Result<_, _>>()?;
     let matches =
-        answers.iter().zip(rows).filter(|(answer, row)| answer.trim() == row.reference().trim());
+        answers.iter().zip(rows).filter(|(answer, row)| answer.trim() == row.reference.trim());
     let exact_match = matches.count() as f64 / rows.len().max(1) as f64;
     Ok(Measured { scores: Scores { exact_match, loss, tokens }, answers })
 }
 
 /// Rows as micro-batches for measuring their loss.
-pub fn batches(rows: &[EvaluationRow]) -> Vec<MicroBatch> {
+pub fn batches<'d>(documents: impl IntoIterator<Item = &'d Document>) -> Vec<MicroBatch> {
     let mut batches: Vec<MicroBatch> = Vec::new();
-    for row in rows {
-        let document = &row.document;
+    for document in documents {
         match batches.last_mut() {
             Some(last) if last.tokens.len() + document.tokens.len() <= BATCH_TOKENS => {
                 push(last, document);

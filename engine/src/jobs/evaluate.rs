@@ -1,16 +1,17 @@
 //! `heirloom eval`, and the evaluation at the end of a run.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use heirloom::cli::printer::{OutputError, Printer};
 use heirloom::dataset::chat::ChatEncoder;
-use heirloom::dataset::consent::Ask;
 use heirloom::dataset::evaluation::{EvaluationRow, evaluation_rows};
-use heirloom::dataset::source;
+use heirloom::dataset::gate::Gate;
+use heirloom::dataset::spec::{SplitFile, suite_files};
 use heirloom::diagnose::Failure;
 use heirloom::files;
 use heirloom::job::Evaluate;
-use heirloom::recipe::{Suite, TrainOn};
+use heirloom::recipe::Suite;
 use heirloom::run::{EvalReport, Sample, Scores};
 
 use crate::error::{EngineError, Result};
@@ -23,14 +24,15 @@ const SAMPLES: usize = 8;
 /// Measures a suite on a model, and on its baseline.
 pub(super) fn evaluate(job: &Evaluate, printer: Printer) -> Result<(), Failure> {
     let (model, encoder) = super::open(&job.target)?;
-    let files = source::resolve(&job.suite.path)?;
-    let rows = read(&files, &encoder, &job.gate, &job.suite.name)?;
+    let files = suite_files(&job.suite)?;
+    let gate = Arc::new(Gate::open(job.gate.clone(), &job.ledgers)?);
+    let rows = read(&files, &encoder, &gate)?;
     let target = measure(&model, &encoder, &job.suite, &rows, "measuring", printer)?;
     let baseline = match &job.baseline {
         None => None,
         Some(baseline) => {
             let (model, encoder) = super::open(baseline)?;
-            let rows = read(&files, &encoder, &job.gate, &job.suite.name)?;
+            let rows = read(&files, &encoder, &gate)?;
             Some(measure(&model, &encoder, &job.suite, &rows, "measuring baseline", printer)?)
         }
     };
@@ -49,14 +51,11 @@ pub(super) fn evaluate(job: &Evaluate, printer: Printer) -> Result<(), Failure> 
 
 /// The rows of a suite that may be used; none at all is an error.
 pub(super) fn read(
-    files: &[PathBuf],
+    files: &[SplitFile],
     encoder: &ChatEncoder,
-    ask: &Ask,
-    suite: &str,
+    gate: &Arc<Gate>,
 ) -> Result<Vec<EvaluationRow>, Failure> {
-    let split = format!("`data.test`, suite `{suite}`,");
-    // A suite scores answers, whatever the recipe trains on.
-    Ok(evaluation_rows(files, encoder, ask, TrainOn::Assistant, &split)?.0)
+    Ok(evaluation_rows(files, encoder, gate)?.0)
 }
 
 /// Measures a suite on an adapted model and, `with_baseline`, on the base below it.
@@ -100,8 +99,8 @@ fn assemble(
     let samples = rows.iter().take(SAMPLES).zip(&target.answers).enumerate();
     let samples = samples.map(|(index, (row, answer))| Sample {
         record_id: row.record_id.clone(),
-        prompt: row.prompt().last().map(|message| message.content.clone()).unwrap_or_default(),
-        reference: row.reference().to_owned(),
+        prompt: row.asked(),
+        reference: row.reference.clone(),
         baseline: baseline.as_ref().and_then(|measured| measured.answers.get(index).cloned()),
         target: answer.clone(),
     });

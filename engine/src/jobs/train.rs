@@ -48,7 +48,7 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     let encoder = Arc::new(encoder.with_clock(lock.created));
     let mut trainer = Trainer::open(&recipe, &base, &lock.training, run.checkpoints())?;
     // Reads and tokenises ahead on threads of its own.
-    let spec = Spec::locked(&recipe, &lock);
+    let spec = Spec::locked(&recipe, &lock)?;
     let from = trainer.progress.position.clone();
     let stream = Stream::open(spec.clone(), Arc::clone(&encoder), from)?;
     let validation =
@@ -75,8 +75,8 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
         let Some(suite) = recipe.data.test.iter().find(|suite| suite.name == *name) else {
             continue;
         };
-        let files = lock.files(&Split::Test(name.clone()));
-        let rows = evaluate::read(&files, &encoder, &lock.ask, name)?;
+        let files = spec.files_of(&Split::Test(name.clone())).cloned().collect::<Vec<_>>();
+        let rows = evaluate::read(&files, &encoder, &spec.gate)?;
         let with_baseline = matches!(recipe.adapter, Adapter::Lora(_));
         let report =
             evaluate::report(&mut trainer.model, &encoder, suite, &rows, with_baseline, printer)?;

@@ -82,6 +82,8 @@ struct LedgerFile {
     path: PathBuf,
     stamp: Stamp,
     end: End,
+    /// The last event that counts.
+    last: u64,
 }
 
 /// What changes when a file does: its place on disk, its size, and the time of its change,
@@ -124,7 +126,8 @@ impl Withdrawals {
                 metadata.map_err(|source| LedgerError::Read { path: path.clone(), source })?;
             let end = read::read(file, path, |line| withdrawals.add(line, number, &mut scopes))?;
             let stamp = Stamp::of(&metadata);
-            withdrawals.files.push(LedgerFile { path: path.clone(), stamp, end });
+            let last = u64::MAX;
+            withdrawals.files.push(LedgerFile { path: path.clone(), stamp, end, last });
         }
         Ok(withdrawals)
     }
@@ -192,7 +195,20 @@ impl Withdrawals {
                 next = posting.before;
                 self.events.get(posting.event as usize)
             })
+            .filter(|event| {
+                let file = self.files.get(event.file as usize);
+                file.is_none_or(|file| u64::from(event.seq) <= file.last)
+            })
         })
+    }
+
+    /// The same, but that events after these heads are not found.
+    pub fn as_of(mut self, heads: &[Head]) -> Self {
+        for file in &mut self.files {
+            let head = heads.iter().find(|head| head.path == file.path);
+            file.last = head.map_or(0, |head| head.seq);
+        }
+        self
     }
 
     /// Number of events.

@@ -13,7 +13,7 @@ use super::error::SourceError;
 pub const RECORD_ID: &str = "record_id";
 
 /// Columns without which there are no rows.
-pub(super) const REQUIRED: [&str; 2] = [RECORD_ID, "messages"];
+pub(super) const REQUIRED: [&str; 1] = [RECORD_ID];
 
 /// Which columns are decoded.
 #[derive(Clone, Copy, Debug)]

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::super::consent::{ColumnError, ConsentError};
-use crate::dataset::format::LayoutError;
 use super::remote::Failure;
+use crate::dataset::format::LayoutError;
 use crate::diagnose::Diagnose;
 
 /// What can be wrong with a source of rows.

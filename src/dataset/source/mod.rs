@@ -16,9 +16,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::compute::concat_batches;
 use arrow::datatypes::Fields;
-use arrow::record_batch::RecordBatch;
 use fs_err as fs;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
@@ -31,7 +29,6 @@ pub use self::slices::Slices;
 use self::slices::Want;
 use super::consent::{self, Dataset};
 use super::contain::contain;
-use super::group::RowGroup;
 
 /// The files that a path, glob or address of a recipe names, sorted.
 pub fn resolve(pattern: &str) -> Result<Vec<PathBuf>, SourceError> {
@@ -253,23 +250,7 @@ impl SourceFile {
         };
         leaves.filter_map(|(_, column)| range(column)).collect()
     }
-
-    /// Reads one row group into memory.
-    pub fn read_group(&self, group: usize) -> Result<RowGroup, SourceError> {
-        let slices = self.slices(group, 0, GROUP_SLICE_ROWS, Columns::And(&["messages"]));
-        let schema = slices.schema();
-        let batches = slices.collect::<Result<Vec<RecordBatch>, _>>()?;
-        let schema = schema.unwrap_or_else(|| self.metadata.schema().clone());
-        let rows = concat_batches(&schema, &batches).map_err(|error| SourceError::NotParquet {
-            path: self.path.clone(),
-            reason: error.to_string(),
-        })?;
-        RowGroup::new(self.path.clone(), self.first_row(group), &rows)
-    }
 }
-
-/// Rows decoded at a time; a row group's own count is not trusted with an allocation.
-const GROUP_SLICE_ROWS: usize = 4096;
 
 /// What is said of a file at which the decoder gave up.
 const DAMAGED: &str = "its contents are damaged";

@@ -1,7 +1,11 @@
+use arrow::record_batch::RecordBatch;
+
 use super::columns::REQUIRED;
 use super::*;
-use crate::dataset::consent::{Reason, judge};
+use crate::dataset::consent::Reason;
+use crate::dataset::error::DatasetError;
 use crate::dataset::fixture::{self, Row, row};
+use crate::dataset::sample::Sample;
 use crate::diagnose::Diagnose;
 
 fn rows(count: usize) -> Vec<Row> {
@@ -21,14 +25,15 @@ fn row_groups_are_read_one_by_one() {
     let (_folder, path) = folder();
     let file = SourceFile::open(&path).unwrap();
     assert_eq!(file.group_rows(), [4, 4, 2]);
-    let group = file.read_group(2).unwrap();
+    let group = fixture::read(&path, 2);
     assert_eq!((group.len(), group.row_in_file(1)), (2, 9));
     assert_eq!(group.record_id(1), "row-0009");
-    let messages = group.messages(1).unwrap();
-    assert_eq!((messages[1].role.as_str(), messages[1].content.as_str()), ("assistant", "answer"));
-    let consent = group.consent(1);
+    let Sample::Conversation(chat) = group.sample(1).unwrap() else { panic!("no chat") };
+    let said = |key: &str| chat.messages[1].get(key).and_then(serde_json::Value::as_str);
+    assert_eq!((said("role"), said("content")), (Some("assistant"), Some("answer")));
+    let consent = group.consent().row(1);
     assert_eq!(consent.purposes, Some(vec!["dpv:ServiceProvision"]));
-    assert_eq!(judge(&consent, &fixture::ask(), file.defaults(), false), Ok(()));
+    assert_eq!(group.verdict(1), Ok(()));
 }
 
 #[test]
@@ -56,9 +61,8 @@ fn a_missing_consent_column_leaves_every_row_missing() {
         let mut batch = fixture::batch(&rows(2));
         batch.remove_column(batch.schema().index_of(column).unwrap());
         fixture::write_batch(&path, &batch, 4, Some(fixture::FOOTER));
-        let file = SourceFile::open(&path).unwrap();
-        let group = file.read_group(0).unwrap();
-        let verdict = judge(&group.consent(0), &fixture::ask(), file.defaults(), false);
+        let group = fixture::read(&path, 0);
+        let verdict = group.verdict(0);
         assert_eq!(verdict, Err(Reason::Missing), "{column}");
     }
 }
@@ -88,9 +92,8 @@ fn a_row_about_nobody_that_names_somebody_is_unknown() {
     let batch = RecordBatch::try_from_iter(columns).unwrap();
     let footer = r#"{"schema":"consent/v1","sources":{"letters":{"justification":"by a rule"}}}"#;
     fixture::write_batch(&path, &batch, 4, Some(footer));
-    let file = SourceFile::open(&path).unwrap();
-    let group = file.read_group(0).unwrap();
-    let verdict = |row| judge(&group.consent(row), &fixture::ask(), file.defaults(), false);
+    let group = fixture::read(&path, 0);
+    let verdict = |row| group.verdict(row);
     assert_eq!((verdict(0), verdict(1)), (Err(Reason::Unknown), Ok(())));
 }
 
@@ -137,9 +140,10 @@ fn null_messages_are_an_error_only_when_asked_for() {
     let mut rows = rows(3);
     rows[2].messages.clear();
     fixture::write_rows(&path, &rows, 2);
-    let group = SourceFile::open(&path).unwrap().read_group(1).unwrap();
-    assert_eq!(group.consent(0).status, Some("given"));
-    assert!(matches!(group.messages(0), Err(SourceError::Null { column: "messages", row: 2, .. })));
+    let group = fixture::read(&path, 1);
+    assert_eq!(group.consent().row(0).status, Some("given"));
+    let error = group.sample(0).unwrap_err();
+    assert!(matches!(error, DatasetError::Format { row: 2, .. }), "{error:?}");
 }
 
 #[test]
@@ -149,9 +153,8 @@ fn instants_beyond_the_calendar_keep_their_side() {
     let mut rows = rows(2);
     (rows[0].expires_at, rows[1].withdrawn_at) = (Some(i64::MIN), Some(i64::MIN));
     fixture::write_rows(&path, &rows, 2);
-    let file = SourceFile::open(&path).unwrap();
-    let group = file.read_group(0).unwrap();
-    let verdict = |row| judge(&group.consent(row), &fixture::ask(), file.defaults(), false);
+    let group = fixture::read(&path, 0);
+    let verdict = |row| group.verdict(row);
     assert_eq!(verdict(0), Err(Reason::Expired));
     assert_eq!(verdict(1), Err(Reason::Withdrawn));
 }
@@ -189,10 +192,10 @@ fn a_damaged_file_never_panics() {
         fixture::write(&path, &damaged);
         let Ok(file) = SourceFile::open(&path) else { continue };
         for group in 0..file.group_rows().len() {
-            let Ok(group) = file.read_group(group) else { continue };
+            let Ok(group) = fixture::try_read(&path, group) else { continue };
             for row in 0..group.len() {
-                let _ = judge(&group.consent(row), &fixture::ask(), file.defaults(), false);
-                let _ = group.messages(row);
+                let _ = group.verdict(row);
+                let _ = group.sample(row);
             }
         }
     }

@@ -28,7 +28,7 @@ pub(super) use self::{
     lengths::{Extent, Lengths, Recorded, Recorder},
     steps::{Shape, Steps, expected_rows},
     strand::{Groups, Rows, Walk},
-    tokens::{CONTENT, Tokens},
+    tokens::Tokens,
 };
 
 use self::mixture::{Feed, Opener};
@@ -36,9 +36,9 @@ use self::order::{EpochOrder, strand_seed};
 use self::steps::Windows;
 use self::strand::Chunk;
 use self::tokens::Owned;
+use super::batch::RowFile;
 use super::chat::ChatEncoder;
 use super::error::DatasetError;
-use super::source::SourceFile;
 pub use super::spec::{Spec, SplitFile};
 
 /// Chunks of a source that wait, tokenised, for the stream: reading ahead is bounded.
@@ -225,9 +225,9 @@ pub(super) fn strands(
 ) -> Result<Vec<StrandOf<Tokens>>, DatasetError> {
     let open = |strand: super::spec::Strand| {
         let files = strand.files.iter().filter_map(|file| spec.files.get(*file));
-        let files: Result<Vec<_>, _> = files.map(|file| SourceFile::open(&file.path)).collect();
+        let files: Result<Vec<_>, _> = files.map(|file| RowFile::open(file, &spec.gate)).collect();
         let files = files?;
-        let groups = Arc::new(Groups::of(&files, &CONTENT));
+        let groups = Arc::new(Groups::of(&files));
         let (spec, encoder) = (Arc::clone(spec), Arc::clone(encoder));
         Ok((Arc::new(Tokens { spec, encoder, files }), groups))
     };

@@ -7,9 +7,9 @@
 
 use std::sync::Arc;
 
+use super::super::batch::RowFile;
 use super::super::error::DatasetError;
 use super::super::rows::Fate;
-use super::super::source::{Columns, SourceFile};
 use super::order::{BLOCK_GROUPS, EpochOrder};
 
 /// Decompressed bytes that a round of a block should hold.
@@ -43,11 +43,11 @@ pub(in crate::dataset) struct Group {
 
 impl Groups {
     /// The row groups of some files.
-    pub(in crate::dataset) fn of(files: &[SourceFile], content: &[&str]) -> Self {
+    pub(in crate::dataset) fn of(files: &[RowFile]) -> Self {
         let mut groups = Vec::new();
         for (index, file) in files.iter().enumerate() {
-            for (number, rows) in file.group_rows().iter().copied().enumerate() {
-                let (_, bytes) = file.group_bytes(number, Columns::And(content));
+            for (number, rows) in file.source().group_rows().iter().copied().enumerate() {
+                let bytes = file.group_bytes(number);
                 let of_row = bytes.checked_div(rows).unwrap_or_default().max(1);
                 let slice = ROUND_BYTES / BLOCK_GROUPS as u64 / of_row;
                 let slice = slice.clamp(SLICE_ROWS.0, SLICE_ROWS.1);

@@ -1,8 +1,11 @@
+use std::path::PathBuf;
+
 use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::super::chat::ChatError;
 use super::super::fixture::{self, Row, TEMPLATE, row};
+use super::super::gate::Gate;
 use super::super::source::SourceError;
 use super::super::survey::Survey;
 use super::*;
@@ -39,7 +42,9 @@ impl World {
             split: Split::Train,
             path: self.folder.path().join(name),
             source,
+            ..fixture::split_file(Split::Train, PathBuf::new())
         };
+        let gate = Gate::open(fixture::ask(), &[]).unwrap();
         Spec {
             files: vec![file(0, "a.parquet"), file(1, "b.parquet")],
             weights: Vec::new(),
@@ -47,11 +52,11 @@ impl World {
             validation_split: 0.0,
             survey: SurveyOf::All,
             seed: 17,
-            ask: fixture::ask(),
+            gate: Arc::new(gate),
             sequence_length: 64,
             packing: Packing::BestFit,
             overlong: Overlong::Refuse,
-            train_on: TrainOn::Assistant,
+            mask: TrainOn::Assistant.into(),
             shuffle_seed: Some(17),
             windows_per_step: 3,
             micro_batch_tokens: 128,
@@ -218,7 +223,9 @@ fn a_conversation_longer_than_a_window_is_refused_or_dropped() {
 fn a_gate_that_lets_nothing_through_is_an_error_with_its_counts() {
     let world = World::new(&mixed_rows(30), 4);
     let mut spec = world.spec();
-    spec.ask.processing.push("dpv:MakeAvailable".to_owned());
+    let mut ask = fixture::ask();
+    ask.processing.push("dpv:MakeAvailable".to_owned());
+    spec.gate = Arc::new(Gate::open(ask, &[]).unwrap());
     let expected = "no row of `data.train` is left after the consent gate: \
                     30 rows seen, 6 withdrawn, 24 not for this processing";
     assert_eq!(world.first_error(&spec).to_string(), expected);

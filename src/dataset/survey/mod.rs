@@ -12,22 +12,22 @@ use std::sync::Arc;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use sha2::{Digest, Sha256};
 
-use super::chat::{ChatEncoder, Document};
-use super::consent::{Counts, Reason, judge};
+use super::batch::{Batch, Read, RowFile};
+use super::chat::{ChatEncoder, Document, LossMask};
+use super::consent::{Counts, Reason};
 use super::error::{DatasetError, split_name};
-use super::group::RowGroup;
 use super::rows::{Fate, measured_row, training_row};
-use super::source::{Columns, SourceFile};
 use super::spec::{Spec, SplitFile};
-use super::stream::{
-    CONTENT, Extent, Groups, Lengths, Position, Recorded, Recorder, Shape, Steps, opener,
-};
+use super::stream::{Extent, Groups, Lengths, Position, Recorded, Recorder, Shape, Steps, opener};
 use crate::files::hex;
+use crate::recipe::SurveyOf;
 use crate::recipe::lock::{Size, Split};
-use crate::recipe::{SurveyOf, TrainOn};
 
 /// Rows that are decoded and tokenised together.
-const SLICE_ROWS: usize = 2048;
+pub(super) const SLICE_ROWS: usize = 2048;
+
+/// Rows that are judged together, where nothing else is read of them.
+const JUDGED_ROWS: usize = 8192;
 
 /// What a file holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,12 +117,17 @@ struct Sums {
 }
 
 impl Sums {
-    fn verdict(&mut self, group: &RowGroup, row: usize, verdict: Result<(), Reason>) {
+    fn verdict(&mut self, batch: &Batch, row: usize, verdict: Result<(), Reason>) {
         self.rows.count(verdict);
         if verdict.is_ok() {
-            self.used.update(group.record_id(row));
+            self.used.update(batch.record_id(row));
             self.used.update(b"\n");
         }
+    }
+
+    /// Rows of which none may be used.
+    fn refuse(&mut self, rows: u64, reason: Reason) {
+        self.rows.add(&Counts { seen: rows, used: 0, excluded: [(reason, rows)].into() });
     }
 
     fn document(&mut self, document: &Document) {
@@ -145,33 +150,24 @@ impl Look<'_> {
         index: usize,
         training: &mut Training,
     ) -> Result<SurveyedFile, DatasetError> {
-        let source = SourceFile::open(&file.path)?;
-        let (mut sums, size) = (Sums::default(), &mut training.size);
-        for number in 0..source.group_rows().len() {
+        let rows = RowFile::open(file, &self.spec.gate)?;
+        let mut sums = Sums::default();
+        for (number, of_group) in rows.source().group_rows().iter().enumerate() {
             training.lengths.begin(index, number);
-            for group in slices(&source, number, Columns::And(&CONTENT)) {
-                let group = group?;
-                let fate =
-                    |row| training_row(self.spec, self.encoder, source.defaults(), &group, row);
-                for (row, fate) in in_order(&group, fate)?.into_iter().enumerate() {
-                    let excluded =
-                        if let Fate::Excluded(reason) = &fate { Err(*reason) } else { Ok(()) };
-                    sums.verdict(&group, row, excluded);
-                    let mut pieces = Vec::new();
-                    match fate {
-                        Fate::Excluded(_) => {}
-                        Fate::Dropped => size.dropped_overlong += 1,
-                        Fate::HeldOut => size.held_out += 1,
-                        Fate::Used { pieces: documents, cut } => {
-                            size.cut_overlong += u64::from(cut);
-                            documents.iter().for_each(|document| sums.document(document));
-                            pieces.extend(documents.iter().map(extent));
-                        }
-                    }
-                    training.pieces += pieces.len() as u64;
-                    training.lengths.row(&pieces).map_err(DatasetError::Lengths)?;
+            if let Some(reason) = rows.pruned(number) {
+                sums.refuse(*of_group, reason);
+                training.pass_over(*of_group)?;
+                (self.tick)(*of_group);
+                continue;
+            }
+            for batch in rows.batches(number, 0, SLICE_ROWS, Read::Content) {
+                let batch = batch?;
+                let fate = |row| training_row(self.spec, self.encoder, &batch, row);
+                for (row, fate) in in_order(&batch, fate)?.into_iter().enumerate() {
+                    sums.verdict(&batch, row, batch.verdict(row));
+                    training.add(&fate, &mut sums)?;
                 }
-                (self.tick)(group.len() as u64);
+                (self.tick)(batch.len() as u64);
             }
         }
         Ok(sums.finish(file))
@@ -179,35 +175,31 @@ impl Look<'_> {
 
     /// A file of rows that are measured on.
     fn measured(&self, file: &SplitFile) -> Result<SurveyedFile, DatasetError> {
-        let (spec, source) = (self.spec, SourceFile::open(&file.path)?);
-        let (train_on, answer) = match &file.split {
+        let (spec, rows) = (self.spec, RowFile::open(file, &self.spec.gate)?);
+        let (mask, answer) = match &file.split {
             // Suites are about what the assistant says, whatever was trained on.
             Split::Test(suite) => {
-                (TrainOn::Assistant, spec.max_new_tokens.get(suite).copied().unwrap_or(0))
+                (LossMask::default(), spec.max_new_tokens.get(suite).copied().unwrap_or(0))
             }
-            _ => (spec.train_on, 0),
+            _ => (spec.mask, 0),
         };
         let mut sums = Sums::default();
-        for number in 0..source.group_rows().len() {
-            for group in slices(&source, number, Columns::And(&CONTENT)) {
-                let group = group?;
-                let measured = |row| {
-                    let defaults = source.defaults();
-                    let row_of =
-                        measured_row(&spec.ask, train_on, self.encoder, defaults, &group, row)?;
-                    if let Ok((_, document)) = &row_of {
-                        self.refuse_beyond(document, answer, &group, row)?;
-                    }
-                    Ok(row_of.map(|(_, document)| document))
-                };
-                for (row, measured) in in_order(&group, measured)?.into_iter().enumerate() {
-                    sums.verdict(&group, row, measured.as_ref().map(|_| ()).map_err(|r| *r));
-                    if let Ok(document) = &measured {
-                        sums.document(document);
-                    }
+        for batch in rows.all(SLICE_ROWS, Read::Content) {
+            let batch = batch?;
+            let measured = |row| {
+                let row_of = measured_row(mask, self.encoder, &batch, row)?;
+                if let Ok((_, document)) = &row_of {
+                    self.refuse_beyond(document, answer, &batch, row)?;
                 }
-                (self.tick)(group.len() as u64);
+                Ok(row_of.map(|(_, document)| document))
+            };
+            for (row, measured) in in_order(&batch, measured)?.into_iter().enumerate() {
+                sums.verdict(&batch, row, batch.verdict(row));
+                if let Ok(document) = &measured {
+                    sums.document(document);
+                }
             }
+            (self.tick)(batch.len() as u64);
         }
         Ok(sums.finish(file))
     }
@@ -218,7 +210,7 @@ impl Look<'_> {
         &self,
         document: &Document,
         answer: usize,
-        group: &RowGroup,
+        batch: &Batch,
         row: usize,
     ) -> Result<(), DatasetError> {
         let (tokens, positions) = (document.tokens.len(), self.positions);
@@ -226,9 +218,9 @@ impl Look<'_> {
             return Ok(());
         }
         Err(DatasetError::BeyondPositions {
-            path: group.path().to_owned(),
-            row: group.row_in_file(row),
-            record_id: group.record_id(row).to_owned(),
+            path: batch.path().to_owned(),
+            row: batch.row_in_file(row),
+            record_id: batch.record_id(row).to_owned(),
             tokens,
             answer,
             positions,
@@ -242,42 +234,30 @@ fn judged(
     file: &SplitFile,
     tick: &(dyn Fn(u64) + Sync),
 ) -> Result<SurveyedFile, DatasetError> {
-    let source = SourceFile::open(&file.path)?;
+    let rows = RowFile::open(file, &spec.gate)?;
     let mut sums = Sums::default();
-    for number in 0..source.group_rows().len() {
-        for group in slices(&source, number, Columns::Consent) {
-            let group = group?;
-            for row in 0..group.len() {
-                sums.verdict(&group, row, judge(&group.consent(row), &spec.ask, source.defaults()));
-            }
-            tick(group.len() as u64);
+    for (number, of_group) in rows.source().group_rows().iter().enumerate() {
+        if let Some(reason) = rows.pruned(number) {
+            sums.refuse(*of_group, reason);
+            tick(*of_group);
+            continue;
+        }
+        for batch in rows.batches(number, 0, JUDGED_ROWS, Read::Consent) {
+            let batch = batch?;
+            (0..batch.len()).for_each(|row| sums.verdict(&batch, row, batch.verdict(row)));
+            tick(batch.len() as u64);
         }
     }
     Ok(sums.finish(file))
 }
 
-/// The rows of a row group, some at a time.
-pub(super) fn slices<'a>(
-    source: &'a SourceFile,
-    number: usize,
-    columns: Columns<'_>,
-) -> impl Iterator<Item = Result<RowGroup, DatasetError>> + use<'a> {
-    let mut row = source.first_row(number);
-    source.slices(number, 0, SLICE_ROWS, columns).map(move |batch| {
-        let path = source.path().to_owned();
-        let group = RowGroup::new(path, row, source.is_complete(), &batch?)?;
-        row += group.len() as u64;
-        Ok(group)
-    })
-}
-
 /// Makes something of every row on all cores. Collected in order first, so that of several
 /// bad rows the first is always named.
 pub(super) fn in_order<T: Send>(
-    group: &RowGroup,
+    batch: &Batch,
     make: impl Fn(usize) -> Result<T, DatasetError> + Send + Sync,
 ) -> Result<Vec<T>, DatasetError> {
-    let made: Vec<Result<T, _>> = (0..group.len()).into_par_iter().map(make).collect();
+    let made: Vec<Result<T, _>> = (0..batch.len()).into_par_iter().map(make).collect();
     made.into_iter().collect()
 }
 
@@ -309,6 +289,28 @@ fn refuse_empty_splits(
 }
 
 impl Training {
+    /// Rows that are not in the stream.
+    fn pass_over(&mut self, rows: u64) -> Result<(), DatasetError> {
+        (0..rows).try_for_each(|_| self.lengths.row(&[])).map_err(DatasetError::Lengths)
+    }
+
+    /// One row.
+    fn add(&mut self, fate: &Fate<Document>, sums: &mut Sums) -> Result<(), DatasetError> {
+        let mut extents = Vec::new();
+        match fate {
+            Fate::Excluded(_) => {}
+            Fate::Dropped => self.size.dropped_overlong += 1,
+            Fate::HeldOut => self.size.held_out += 1,
+            Fate::Used { pieces, cut } => {
+                self.size.cut_overlong += u64::from(*cut);
+                pieces.iter().for_each(|document| sums.document(document));
+                extents.extend(pieces.iter().map(extent));
+            }
+        }
+        self.pieces += extents.len() as u64;
+        self.lengths.row(&extents).map_err(DatasetError::Lengths)
+    }
+
     /// Counts the steps of every pass that is begun, and of the run, with the windows and
     /// tokens of the first pass.
     fn finish(self, spec: &Spec) -> Result<Size, DatasetError> {
@@ -350,8 +352,8 @@ fn steps(spec: &Spec, recorded: &Recorded) -> Result<Steps<Extent>, DatasetError
     let mut strands = Vec::new();
     for strand in spec.strands() {
         let files = strand.files.iter().filter_map(|file| spec.files.get(*file));
-        let files: Result<Vec<_>, _> = files.map(|file| SourceFile::open(&file.path)).collect();
-        let groups = Arc::new(Groups::of(&files?, &CONTENT));
+        let files: Result<Vec<_>, _> = files.map(|file| RowFile::open(file, &spec.gate)).collect();
+        let groups = Arc::new(Groups::of(&files?));
         let lengths = Lengths { recorded: recorded.clone(), files: strand.files };
         strands.push((Arc::new(lengths), groups));
     }

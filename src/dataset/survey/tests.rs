@@ -1,9 +1,10 @@
 use super::*;
 use crate::dataset::consent::Reason;
 use crate::dataset::fixture::{self, TEMPLATE, row};
+use crate::dataset::gate::Gate;
 use crate::dataset::spec::Spec;
 use crate::files::sha256_of_bytes;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, TrainOn};
 
 /// More than any row here needs.
 const POSITIONS: usize = 1000;
@@ -41,7 +42,9 @@ fn world() -> (tempfile::TempDir, Arc<ChatEncoder>, Spec) {
     write("validation.parquet", &rows[8..10]);
     write("test.parquet", &rows[10..13]);
     let encoder = Arc::new(ChatEncoder::open(folder.path()).unwrap());
-    let spec = Spec::new(&recipe(folder.path()), fixture::ask()).unwrap();
+    let spec =
+        Spec::new(&recipe(folder.path()), Arc::new(Gate::open(fixture::ask(), &[]).unwrap()))
+            .unwrap();
     (folder, encoder, spec)
 }
 
@@ -52,7 +55,8 @@ fn every_file_is_counted_by_every_reason() {
     let splits: Vec<&Split> = survey.files.iter().map(|file| &file.file.split).collect();
     let suite = Split::Test("unseen".to_owned());
     assert_eq!(splits, [&Split::Train, &Split::Train, &Split::Validation, &suite]);
-    assert_eq!(spec.files_of(&suite), [folder.path().join("test.parquet")]);
+    let of_suite: Vec<_> = spec.files_of(&suite).map(|file| file.path.clone()).collect();
+    assert_eq!(of_suite, [folder.path().join("test.parquet")]);
     let first = &survey.files[0];
     assert_eq!((first.rows.seen, first.rows.used), (8, 1));
     let reasons = [
@@ -131,7 +135,7 @@ fn suites_are_surveyed_as_they_are_measured() {
     let (folder, _, spec) = world();
     fixture::base_folder(folder.path(), rewriting);
     let encoder = Arc::new(ChatEncoder::open(folder.path()).unwrap());
-    let spec = Spec { train_on: TrainOn::All, ..spec };
+    let spec = Spec { mask: TrainOn::All.into(), ..spec };
     assert!(survey(&spec, &encoder, POSITIONS, &|_| {}).is_ok());
     let mut turns = row(0, "question", "answer");
     turns.messages.extend([("user", "more".to_owned()), ("assistant", "yes".to_owned())]);

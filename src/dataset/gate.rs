@@ -1,0 +1,75 @@
+//! The gate as a run asks it: what is asked, and what the ledgers say.
+//!
+//! Owns asking both at once. Does not own the rules (`consent`) nor the ledgers (`ledger`).
+
+use std::path::{Path, PathBuf};
+
+use super::consent::{
+    self, Ask, ConsentColumns, ConsentError, Counts, Dataset, Reason, judge_rows,
+};
+use super::ledger::{Head, LedgerError, Withdrawals};
+use super::source::{SourceError, SourceFile};
+
+/// What is asked of every row, with every withdrawal that is known.
+#[derive(Debug)]
+pub struct Gate {
+    ask: Ask,
+    withdrawals: Withdrawals,
+}
+
+impl Gate {
+    /// Asks for `ask`, with the ledgers as they are.
+    pub fn open(ask: Ask, ledgers: &[PathBuf]) -> Result<Self, LedgerError> {
+        Ok(Self { ask, withdrawals: Withdrawals::open(ledgers)? })
+    }
+
+    /// Asks for `ask` as when the ledgers had these heads: what they have said since is left
+    /// for the stream to heed, whose order must not change.
+    pub fn as_of(ask: Ask, ledgers: &[PathBuf], heads: &[Head]) -> Result<Self, LedgerError> {
+        let withdrawals = Withdrawals::open(ledgers)?;
+        withdrawals.extends(heads)?;
+        Ok(Self { ask, withdrawals: withdrawals.as_of(heads) })
+    }
+
+    /// Checks that these are the ledgers of these heads, grown or not.
+    pub fn extends(&self, heads: &[Head]) -> Result<(), LedgerError> {
+        self.withdrawals.extends(heads)
+    }
+
+    /// What is asked.
+    pub fn ask(&self) -> &Ask {
+        &self.ask
+    }
+
+    /// How far the ledgers have grown.
+    pub fn heads(&self) -> Vec<Head> {
+        self.withdrawals.heads()
+    }
+
+    /// Refuses a file whose data set is too old, or has a ledger where none is given.
+    pub fn check(&self, path: &Path, dataset: &Dataset) -> Result<(), ConsentError> {
+        dataset.check(path, self.ask.at, !self.withdrawals.heads().is_empty())
+    }
+
+    /// The verdict on every row.
+    pub fn verdicts(&self, rows: &ConsentColumns, dataset: &Dataset) -> Vec<Result<(), Reason>> {
+        let withdrawn = |record: &str, subject: Option<&[u8; 32]>| {
+            self.withdrawals.find(record, subject, &self.ask).is_some()
+        };
+        judge_rows(rows, &self.ask, dataset, withdrawn)
+    }
+
+    /// Why every row of a row group is left out, where its statistics alone prove it.
+    pub fn pruned(&self, file: &SourceFile, group: usize) -> Option<Reason> {
+        consent::pruned(file, group, &self.ask, !self.withdrawals.is_empty())
+    }
+
+    /// Judges every row of a file.
+    pub fn count(&self, file: &SourceFile) -> Result<Counts, SourceError> {
+        let ledger = |record: &str, subject: Option<&[u8; 32]>| {
+            self.withdrawals.find(record, subject, &self.ask).is_some()
+        };
+        let ledger: consent::Ledger<'_> = &ledger;
+        consent::count(file, &self.ask, (!self.withdrawals.is_empty()).then_some(ledger))
+    }
+}
