@@ -128,6 +128,9 @@ pub struct Summary {
     pub peak_memory_bytes: Option<u64>,
     /// When training ended, in UTC.
     pub finished: jiff::Timestamp,
+    /// Rows that were withdrawn while the run was going, and left out from then on.
+    #[serde(default)]
+    pub withdrawn_rows: u64,
     /// Trained weights.
     pub trainable_parameters: u64,
     /// Threads that computed; another number may round differently.

@@ -78,6 +78,16 @@ pub enum EngineError {
         /// What was computed.
         value: f64,
     },
+    /// Rows of the run were withdrawn while it was going.
+    #[error("{rows} rows of the run `{}` were withdrawn; it stopped after step {step}", run.display())]
+    Withdrawn {
+        /// How many.
+        rows: u64,
+        /// The last step that was taken.
+        step: u64,
+        /// The run folder.
+        run: PathBuf,
+    },
     /// The stream had fewer steps than the plan counted: a defect of ours.
     #[error("the rows ended after step {step} of {steps}")]
     StreamEnded {
@@ -215,6 +225,10 @@ impl Diagnose for EngineError {
             Self::NoSuchToken { .. } => "use the base that the tokens belong to",
             Self::UnknownToken(_) => "check the recipe again with `heirloom check`",
             Self::Diverged { .. } => "lower `train.optimizer.adamw.lr` or lengthen the warm-up",
+            Self::Withdrawn { .. } => {
+                "train anew with another `--run`, which leaves them out; with \
+                 `data.consent.on_withdrawal: drop` a run goes on without such rows"
+            }
             Self::StreamEnded { .. } => "please report this as a defect, with the recipe",
             Self::TooLong { .. } => {
                 "shorten the text (`/reset` begins a chat anew), lower `--max-new-tokens`, or choose a \

@@ -9,7 +9,7 @@
 //! the answer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -54,6 +54,12 @@ pub enum AffectedError {
         /// The registry.
         path: PathBuf,
     },
+    /// The private index of a run cannot be read.
+    #[error("nobody can tell which rows the run used: {reason}")]
+    Index {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A search that would not end.
     #[error("there are more than {limit} folders to search")]
     TooManyFolders {
@@ -69,9 +75,20 @@ impl Diagnose for AffectedError {
             Self::NothingKnown { .. } => {
                 "name the folder below which runs and releases lie with `--search`".to_owned()
             }
+            Self::Index { .. } => {
+                "the index `record_index.parquet` belongs into the run folder; without it, train \
+                 anew"
+                    .to_owned()
+            }
             Self::TooManyFolders { .. } => "name a smaller folder with `--search`".to_owned(),
         })
     }
+}
+
+/// Rows that a run used, by its private index, and that `withdrawals` forbid what it asks.
+pub fn used_rows(index: &Path, withdrawals: &Withdrawals, ask: &Ask) -> Result<u64, AffectedError> {
+    let found = index::look_up(index, &Question::Ledger(withdrawals), ask);
+    found.map(|found| found.used).map_err(|reason| AffectedError::Index { reason })
 }
 
 /// What was found.

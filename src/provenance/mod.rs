@@ -17,6 +17,7 @@ pub mod registry;
 pub mod release;
 pub mod statement;
 pub mod verify;
+pub mod watch;
 
 #[cfg(test)]
 mod tests;

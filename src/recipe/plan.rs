@@ -17,7 +17,7 @@ use super::lock::{Lock, LockedData, LockedFile, Size, Split};
 use super::memory::Memory;
 use super::problem::{Fault, Problem, RecipeError, listed, most_alike};
 use super::read::Pinned;
-use super::{Adapter, Data, Literal, Recipe, Targets, is_tail};
+use super::{Adapter, Data, Literal, OnWithdrawal, Recipe, Targets, is_tail};
 use crate::base::BaseFolder;
 use crate::dataset::batch::RowFile;
 use crate::dataset::chat::ChatEncoder;
@@ -116,7 +116,12 @@ impl Again {
         let folder = hub::local(&recipe.base.model)?;
         let base = BaseFolder::open(&folder, recipe.base.from_scratch)?;
         let ledgers = &recipe.data.consent.ledgers;
-        let gate = Gate::open(ask(&recipe.data, now), ledgers)?;
+        let asked = ask(&recipe.data, now);
+        let gate = match recipe.data.consent.on_withdrawal {
+            OnWithdrawal::Stop => Gate::open(asked, ledgers)?,
+            // What the ledgers have said since, the job heeds as it goes.
+            OnWithdrawal::Drop => Gate::as_of(asked, ledgers, &lock.ledgers)?,
+        };
         gate.extends(&lock.ledgers)?;
         let spec = Spec::judged_by(recipe, lock, Arc::new(gate));
         let data = judge_again(&spec, tick)?;

@@ -13,8 +13,9 @@ use heirloom::diagnose::Failure;
 use heirloom::files::{self, FolderInProgress};
 use heirloom::hub;
 use heirloom::provenance::registry;
+use heirloom::provenance::watch::Watch;
 use heirloom::recipe::lock::{Lock, Split};
-use heirloom::recipe::{Adapter, Recipe};
+use heirloom::recipe::{Adapter, OnWithdrawal, Recipe};
 use heirloom::run::{RunFolder, Summary};
 use heirloom::track::jsonl::Jsonl;
 use heirloom::track::progress::Progress;
@@ -51,6 +52,11 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     let spec = Spec::locked(&recipe, &lock)?;
     let from = trainer.progress.position.clone();
     let stream = Stream::open(spec.clone(), Arc::clone(&encoder), from)?;
+    let watch = Watch::open(&recipe.data.consent, lock.ask.clone(), &lock.ledgers)?;
+    let stream = stream.without(watch.refused());
+    let mut heed = Heed { watch, on: recipe.data.consent.on_withdrawal, rows: 0, printer };
+    // A run that goes on may have slept through a withdrawal.
+    heed.count(&run, trainer.progress.step)?;
     let validation =
         || -> Result<_, Failure> { Ok(eval::batches(&validation_rows(&spec, &encoder)?)) };
     let done = trainer.progress.step;
@@ -59,13 +65,20 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     sinks.push(Progress::new(printer.into(), lock.training.steps, done));
     let epoch_steps = &lock.training.steps_by_epoch;
     let stream = stream.map(|step| step.map_err(Failure::from));
-    let outcome = trainer.run(stream, validation, epoch_steps, &mut sinks, &stop.asked);
+    let outcome = trainer.run(
+        stream,
+        validation,
+        |step| heed.look(&run, step),
+        epoch_steps,
+        &mut sinks,
+        &stop.asked,
+    );
     sinks.finish().map_err(EngineError::from)?;
     if outcome? == Outcome::Stopped {
         let (step, steps, run) = (trainer.progress.step, lock.training.steps, folder.to_owned());
         return Err(EngineError::Interrupted { step, steps, run }.into());
     }
-    keep(&run, &recipe, &trainer, &base, files.as_ref())?;
+    keep(&run, &recipe, &trainer, &base, files.as_ref(), heed.rows)?;
     printer.warn_of(registry::enter_trained(&run));
     // Training is safe: from here on Ctrl-C simply ends the program.
     stop.end_at_once();
@@ -88,6 +101,40 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What the job does about withdrawals.
+struct Heed {
+    watch: Arc<Watch>,
+    on: OnWithdrawal,
+    /// Rows of the run that may be used no longer.
+    rows: u64,
+    printer: Printer,
+}
+
+impl Heed {
+    /// Looks whether rows of the run were withdrawn since the last look.
+    fn look(&mut self, run: &RunFolder, step: u64) -> Result<(), Failure> {
+        if self.watch.look()? { self.count(run, step) } else { Ok(()) }
+    }
+
+    fn count(&mut self, run: &RunFolder, step: u64) -> Result<(), Failure> {
+        if self.watch.is_empty() {
+            return Ok(());
+        }
+        let rows = self.watch.concerned(&run.record_index())?;
+        if rows > self.rows && self.on == OnWithdrawal::Stop {
+            return Err(EngineError::Withdrawn { rows, step, run: run.path().to_owned() }.into());
+        }
+        if rows > self.rows {
+            self.printer.note(&format!(
+                "withdrawn since the run began: {rows} rows, left out from step {} on",
+                step + 1
+            ));
+        }
+        self.rows = rows;
+        Ok(())
+    }
+}
+
 /// Writes what was trained, with the tokenizer where the recipe changed it, then the summary that says that training is complete.
 fn keep(
     run: &RunFolder,
@@ -95,6 +142,7 @@ fn keep(
     trainer: &Trainer,
     base: &BaseFolder,
     words: Option<&vocabulary::Files>,
+    withdrawn_rows: u64,
 ) -> Result<()> {
     match &recipe.adapter {
         Adapter::Lora(lora) => {
@@ -128,6 +176,7 @@ fn keep(
         seconds: trainer.progress.seconds,
         peak_memory_bytes: peak_memory(),
         finished: jiff::Timestamp::now(),
+        withdrawn_rows,
         trainable_parameters: trainer.parameters.count,
         threads: tch::get_num_threads() as u32,
         libtorch: crate::LIBTORCH.to_owned(),

@@ -75,11 +75,13 @@ impl Trainer {
     /// `sink`. `epoch_steps` are the steps of each pass. Stopping leaves a checkpoint.
     ///
     /// `validation` is asked once, when the validation loss is due for the first time:
-    /// the first step does not wait for it.
+    /// the first step does not wait for it. `look` is asked at every checkpoint, which each
+    /// pass ends with, whether the run may go on.
     pub fn run<E>(
         &mut self,
         stream: impl Iterator<Item = Result<Step, E>>,
         validation: impl FnOnce() -> Result<Vec<MicroBatch>, E>,
+        mut look: impl FnMut(u64) -> Result<(), E>,
         epoch_steps: &[u64],
         sink: &mut dyn Sink,
         stop: &AtomicBool,
@@ -124,6 +126,7 @@ impl Trainer {
             }
             if save {
                 self.save()?;
+                look(self.progress.step)?;
             }
         }
         Ok(Outcome::Complete)

@@ -53,7 +53,7 @@ pub(in crate::dataset) enum Open {
     /// Its statistics say that no row of it may be used.
     Pruned(Reason),
     /// It is read.
-    Reading(Batches),
+    Reading(Box<Batches>),
     /// There is none.
     Unknown,
 }
@@ -77,7 +77,7 @@ impl Rows for Tokens {
             return Open::Pruned(reason);
         }
         let slice = usize::try_from(slice).unwrap_or(usize::MAX);
-        Open::Reading(file.batches(group.number, skip, slice, Read::Content))
+        Open::Reading(Box::new(file.batches(group.number, skip, slice, Read::Content)))
     }
 
     fn read(&self, open: &mut [Open], taken: &[usize]) -> Result<Vec<Slice>, DatasetError> {
