@@ -37,6 +37,11 @@ impl Published {
         self.high == 0
     }
 
+    /// Whether the count may be this one.
+    pub fn may_be(self, count: u64) -> bool {
+        (self.low..=self.high).contains(&count)
+    }
+
     fn exact(self) -> Option<u64> {
         (self.low == self.high).then_some(self.low)
     }
