@@ -121,7 +121,8 @@ pub fn check(proof: &Proof, expected: &Expected) -> Result<(), Fault> {
     check_tree(proof, expected)?;
     let bound = check_token(proof, expected)?;
     let included = matches!(proof.proof, Evidence::Inclusion(_));
-    if !bound && !(included && expected.contents.is_some()) {
+    let shown_by_data = included && expected.contents.is_some();
+    if !bound && !shown_by_data {
         let record_id = proof.record_id.clone();
         return Err(Fault::Unbound { record_id, data_would_do: included });
     }

@@ -29,14 +29,14 @@ pub fn token_from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-pub(super) fn serialize<S: Serializer, const N: usize>(
+pub(in super::super) fn serialize<S: Serializer, const N: usize>(
     bytes: &[u8; N],
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&hex(bytes))
 }
 
-pub(super) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(
+pub(in super::super) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(
     deserializer: D,
 ) -> Result<[u8; N], D::Error> {
     let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;

@@ -254,7 +254,7 @@ impl Index {
 
     /// Hands out every leaf of the tree, in order.
     pub(super) fn each_leaf(&self, mut visit: impl FnMut(Leaf)) -> Result<(), TreeError> {
-        let mut last: Option<(Hash, Hash)> = None;
+        let mut last: Option<(Hash, Option<Hash>)> = None;
         self.each_batch(None, &["token", "salt", "digest", "used"], |batch| {
             for row in 0..batch.tokens.len() {
                 let token = value(&batch.tokens, row).ok_or("a token is null")?;
@@ -262,7 +262,7 @@ impl Index {
                     return Err("it is not sorted by token");
                 }
                 if !batch.used.as_ref().is_some_and(|used| used.value(row)) {
-                    last = last.filter(|(before, _)| *before == token).or(Some((token, [0; 32])));
+                    last = last.filter(|(before, _)| *before == token).or(Some((token, None)));
                     continue;
                 }
                 let digests = batch.digests.as_ref().and_then(|column| value(column, row));
@@ -270,10 +270,10 @@ impl Index {
                 let (Some(digest), Some(salt)) = (digests, salts) else {
                     return Err("a used record has no digest or salt");
                 };
-                if last != Some((token, digest)) {
+                if last != Some((token, Some(digest))) {
                     visit(leaf(&token, &salt, &digest));
                 }
-                last = Some((token, digest));
+                last = Some((token, Some(digest)));
             }
             Ok(())
         })

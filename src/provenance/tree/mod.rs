@@ -29,7 +29,7 @@ use sha2::{Digest as _, Sha256};
 mod check;
 mod content;
 mod error;
-mod hexed;
+pub(super) mod hexed;
 mod index;
 mod merkle;
 mod proof;

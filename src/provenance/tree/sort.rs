@@ -69,6 +69,9 @@ impl Sorter {
     }
 }
 
+/// What an entry is handed to.
+type Visit<'a, E> = dyn FnMut(&Key, &[u8]) -> Result<(), E> + 'a;
+
 /// Entries whose keys have some leading bits in common.
 #[derive(Debug)]
 struct Bucket {
@@ -147,7 +150,7 @@ impl Bucket {
 fn drain<E: From<io::Error>>(
     bucket: Bucket,
     limits: Limits,
-    visit: &mut dyn FnMut(&Key, &[u8]) -> Result<(), E>,
+    visit: &mut Visit<'_, E>,
 ) -> Result<(), E> {
     if bucket.bytes() <= limits.in_memory {
         let mut bytes = Vec::with_capacity(bucket.bytes());

@@ -69,22 +69,23 @@ impl TreeWriter {
     pub fn finish(self) -> Result<Commitment, TreeError> {
         let run = RunFolder::new(&self.folder);
         let mut tree = Growing::default();
-        let mut last: Option<(sort::Key, Hash, bool)> = None;
+        let mut last: Option<Last> = None;
         let sorter = self.sorter;
         IndexWriter::write(&run.record_index(), |index| {
             sorter.drain(|key, entry| {
                 let mut row = decode(key, entry)?;
                 // A record that comes again with the same content is the same leaf: it takes
                 // the first one's salt, and is counted once.
-                let before = last.filter(|(before, ..)| before == key && row.digest.is_some());
-                let mut counted = false;
-                if let Some((_, salt, leaf)) = before {
-                    (row.salt, counted) = (salt, leaf);
-                }
+                let same = |last: &Last| last.token == row.token && last.digest == row.digest;
+                let again = last.filter(|last| row.digest.is_some() && same(last));
+                row.salt = again.map_or(row.salt, |last| last.salt);
+                let mut counted = again.is_some_and(|last| last.counted);
                 if let (true, false, Some(digest)) = (row.used, counted, &row.digest) {
                     tree.push(leaf_hash(&leaf(&row.token, &row.salt, digest)));
+                    counted = true;
                 }
-                last = Some((*key, row.salt, counted || row.used));
+                let IndexRow { token, digest, salt, .. } = row;
+                last = Some(Last { token, digest, salt, counted });
                 index.add(row)
             })
         })?;
@@ -98,6 +99,15 @@ impl TreeWriter {
         commitment.write(&run.record_tree())?;
         Ok(commitment)
     }
+}
+
+/// What the next row may be the same as.
+#[derive(Clone, Copy)]
+struct Last {
+    token: Hash,
+    digest: Option<Hash>,
+    salt: Hash,
+    counted: bool,
 }
 
 /// Random salts, drawn in blocks: a call of the system for each would take longer than all
