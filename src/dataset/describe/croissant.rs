@@ -1,6 +1,7 @@
 //! The words of `croissant.json`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields};
 use serde_json::{Map, Value, json};
@@ -145,26 +146,28 @@ fn record_set(file: &str, fields: &Fields) -> Value {
 }
 
 fn describe_field(file: &str, set: &str, field: &Field) -> Value {
-    let name = field.name();
-    let (item, is_list) = match field.data_type() {
-        DataType::List(item) | DataType::LargeList(item) => (item.data_type(), true),
-        other => (other, false),
-    };
-    let data_type = match item {
-        DataType::Boolean => "sc:Boolean",
-        DataType::Timestamp(..) => "sc:DateTime",
-        DataType::Date32 | DataType::Date64 => "sc:Date",
-        item if item.is_integer() => "sc:Integer",
-        item if item.is_floating() => "sc:Float",
-        _ => "sc:Text",
-    };
-    let mut described = json!({
-        "@type": "cr:Field",
-        "@id": format!("{set}/{name}"),
-        "name": name,
-        "dataType": data_type,
-        "source": { "fileObject": { "@id": file }, "extract": { "column": name } },
-    });
+    let (name, (item, is_list)) = (field.name(), item_of(field.data_type()));
+    let id = format!("{set}/{name}");
+    let source = json!({ "fileObject": { "@id": file }, "extract": { "column": name } });
+    let mut described = json!({ "@type": "cr:Field", "@id": id, "name": name });
+    if let DataType::Struct(members) = item {
+        // mlcroissant cannot take apart what is nested deeper.
+        let plain = members.iter().filter(|member| !is_nested(item_of(member.data_type()).0));
+        let part = |member: &Arc<Field>| {
+            let (name, mut source) = (member.name(), source.clone());
+            source["transform"] = json!({ "jsonPath": format!("$['{name}']") });
+            let id = format!("{id}/{name}");
+            let data_type = data_type(item_of(member.data_type()).0);
+            json!({
+                "@type": "cr:Field", "@id": id, "name": name, "dataType": data_type,
+                "source": source,
+            })
+        };
+        described["subField"] = plain.map(part).collect();
+    } else {
+        described["dataType"] = data_type(item).into();
+        described["source"] = source;
+    }
     if is_list {
         described["isArray"] = true.into();
         described["arrayShape"] = "-1".into();
@@ -173,4 +176,27 @@ fn describe_field(file: &str, set: &str, field: &Field) -> Value {
         described["equivalentProperty"] = (*meaning).into();
     }
     described
+}
+
+/// What a list holds, and that it is one; or a type itself.
+fn item_of(found: &DataType) -> (&DataType, bool) {
+    match found {
+        DataType::List(item) | DataType::LargeList(item) => (item.data_type(), true),
+        other => (other, false),
+    }
+}
+
+fn is_nested(found: &DataType) -> bool {
+    matches!(found, DataType::Struct(_) | DataType::Map(..)) || item_of(found).1
+}
+
+fn data_type(found: &DataType) -> &'static str {
+    match found {
+        DataType::Boolean => "sc:Boolean",
+        DataType::Timestamp(..) => "sc:DateTime",
+        DataType::Date32 | DataType::Date64 => "sc:Date",
+        found if found.is_integer() => "sc:Integer",
+        found if found.is_floating() => "sc:Float",
+        _ => "sc:Text",
+    }
 }

@@ -118,7 +118,10 @@ fn the_document_says_what_the_columns_mean_and_what_the_rows_permit() {
     assert_eq!(field("consent_purposes")["equivalentProperty"], "dpv:hasPurpose");
     assert_eq!(field("consent_purposes")["isArray"], true);
     assert_eq!(field("consent_expires_at")["dataType"], "sc:DateTime");
-    assert!(fields.iter().all(|field| field["source"]["fileObject"]["@id"] == "test.parquet"));
+    let parts = field("messages")["subField"].as_array().unwrap();
+    assert_eq!(parts[1]["source"]["transform"]["jsonPath"], "$['content']");
+    let own = fields.iter().filter(|field| field["name"] != "messages").chain(parts);
+    own.for_each(|field| assert_eq!(field["source"]["fileObject"]["@id"], "test.parquet"));
     let permissions = document["usageInfo"]["odrl:permission"].as_array().unwrap();
     let actions: Vec<&Value> = permissions.iter().map(|one| &one["odrl:action"]["@id"]).collect();
     assert_eq!(actions, ["ai:ModelFineTuning", "dpv:MakeAvailable"]);
