@@ -1,10 +1,7 @@
 //! Proofs about records, made and checked as people do it.
 
 use fs_err as fs;
-use heirloom::dataset::conversation::Conversation;
-use heirloom::dataset::sample::Sample;
-use heirloom::dataset::source::SourceFile;
-use heirloom::provenance::tree::{Commitment, Key, Row, TreeWriter, record_digest};
+use heirloom::provenance::tree::{Commitment, Key, Row, TreeWriter, each_digest};
 use heirloom::run::RunFolder;
 
 use crate::world::World;
@@ -24,21 +21,16 @@ impl Lineage {
         let mut tree =
             TreeWriter::new(&world.path("runs/small"), Key::from_bytes([7; 32])).unwrap();
         let (mut used, mut left_out) = (Vec::new(), Vec::new());
-        let source = SourceFile::open(&world.path("data/test.parquet")).unwrap();
-        for group in 0..source.group_rows().len() {
-            let group = source.read_group(group).unwrap();
-            for row in 0..group.len() {
-                let record_id = group.record_id(row);
-                let sample =
-                    Sample::Conversation(Conversation::from(&group.messages(row).unwrap()));
-                let digest = Some(record_digest(&sample).unwrap());
-                let reason = (row % 3 == 2).then_some("withdrawn");
-                let list = if reason.is_some() { &mut left_out } else { &mut used };
-                list.push(record_id.to_owned());
-                let row = Row { record_id, subject: None, salt: None, digest, left_out: reason };
-                tree.add(&row).unwrap();
-            }
-        }
+        let mut number = 0;
+        each_digest(&world.path("data/test.parquet"), None, None, |record_id, digest| {
+            let reason = (number % 3 == 2).then_some("withdrawn");
+            number += 1;
+            let list = if reason.is_some() { &mut left_out } else { &mut used };
+            list.push(record_id.to_owned());
+            let digest = Some(digest);
+            tree.add(&Row { record_id, subject: None, salt: None, digest, left_out: reason })
+        })
+        .unwrap();
         let commitment = tree.finish().unwrap();
         Self { world, used, left_out, commitment }
     }
@@ -76,6 +68,9 @@ fn a_record_that_was_used_is_proven_to_be() {
         assert_eq!(status, 0, "{said}");
         assert!(said.contains("is in the tree") && said.contains("the proof holds"), "{said}");
     }
+    assert_eq!(lineage.check(&[RUN, DATA, ["--format", "chat"]].concat()).0, 0);
+    let (status, said) = lineage.check(&[RUN, DATA, ["--format", "alpaca"]].concat());
+    assert_eq!(status, 1, "{said}");
     let (status, said) = lineage.check(&RUN);
     assert_eq!(status, 1);
     assert!(said.contains("give the run's key with `--key`, or the data with `--data`"), "{said}");

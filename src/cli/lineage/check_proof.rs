@@ -4,17 +4,15 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::exit::ExitStatus;
 use crate::cli::printer::Printer;
-use crate::dataset::conversation::Conversation;
-use crate::dataset::sample::Sample;
-use crate::dataset::source::SourceFile;
 use crate::diagnose::{Diagnose, Failure};
 use crate::files::{hex, read_bounded};
 use crate::provenance::counts::Published;
 use crate::provenance::statement::RecordTree;
 use crate::provenance::tree::{
-    self, Commitment, Evidence, Expected, Fault, Hash, Key, MAX_PROOF_BYTES, Proof,
+    self, Commitment, Evidence, Expected, Fault, Hash, Key, MAX_PROOF_BYTES, Proof, TreeError,
 };
 use crate::provenance::verify;
+use crate::recipe::Format;
 use crate::run::RunFolder;
 
 /// Check a proof of `heirloom lineage prove`: exit status 0 only if it holds.
@@ -46,6 +44,9 @@ pub(in crate::cli) struct Arguments {
     /// A file of rows in which the record has the content that was used.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
+    /// The format of its rows [default: told from its columns].
+    #[arg(long, value_enum, requires = "data")]
+    format: Option<Format>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +78,9 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     let proof = read(&arguments.proof)?;
     let stated = stated(arguments)?;
     let key = arguments.key.as_deref().map(Key::read).transpose()?;
+    let data = arguments.data.as_deref();
     let contents =
-        arguments.data.as_deref().map(|path| contents(path, &proof.record_id)).transpose()?;
+        data.map(|path| contents(path, arguments.format, &proof.record_id)).transpose()?;
     let expected = Expected { key, contents, ..stated };
     let has_data = expected.contents.is_some();
     tree::check(&proof, &expected)
@@ -131,15 +133,11 @@ fn stated(arguments: &Arguments) -> Result<Expected, Failure> {
 }
 
 /// Digests of what a file of rows holds under an id.
-fn contents(path: &Path, record_id: &str) -> Result<Vec<Hash>, Failure> {
-    let source = SourceFile::open(path)?;
+fn contents(path: &Path, format: Option<Format>, record_id: &str) -> Result<Vec<Hash>, TreeError> {
     let mut digests = Vec::new();
-    for group in 0..source.group_rows().len() {
-        let group = source.read_group(group)?;
-        for row in (0..group.len()).filter(|row| group.record_id(*row) == record_id) {
-            let sample = Sample::Conversation(Conversation::from(&group.messages(row)?));
-            digests.push(tree::record_digest(&sample)?);
-        }
-    }
+    tree::each_digest(path, format, Some(record_id), |_, digest| {
+        digests.push(digest);
+        Ok(())
+    })?;
     Ok(digests)
 }

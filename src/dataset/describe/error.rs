@@ -121,7 +121,9 @@ impl Diagnose for DescribeError {
                 Self::OtherFile { .. } | Self::Disagree { .. } => {
                     "import the data again from its source, or restore file and sidecars together"
                 }
-                Self::Occupied { .. } => "give each data set a folder of its own",
+                Self::Occupied { .. } => {
+                    "give each data set a folder of its own, or state the same of all of its files"
+                }
                 Self::Elsewhere { .. } => "write the description into the folder of the files",
                 Self::TooManyFiles { .. } => "write fewer, larger files",
             }

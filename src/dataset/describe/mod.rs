@@ -74,20 +74,11 @@ pub struct About {
 /// Writes both sidecars into `folder`, which holds the Parquet `files`; they are digested, and
 /// their columns and consent are read.
 ///
-/// A description of another data set is not replaced. One of the same data set is extended:
-/// its other files stay in it while they are what it says.
+/// Other files of the same data set that are described there stay so while they are what the
+/// description says. Of another data set, nothing is replaced: see [`check_place`].
 pub fn write(folder: &Path, files: &[PathBuf], about: &About) -> Result<(), DescribeError> {
     let mut all = files.to_vec();
-    if let Some(before) = read(folder)? {
-        check_same(&before, about)?;
-        for (name, entry) in before.files.iter().flatten() {
-            let path = folder.join(name);
-            let listed = all.iter().any(|file| file.file_name() == path.file_name());
-            if !listed && path.is_file() && sha256_of_file(&path)? == entry.sha256 {
-                all.push(path);
-            }
-        }
-    }
+    all.extend(check_place(folder, files, &about.consent)?);
     all.sort();
     all.dedup();
     if all.len() > MAX_FILES {
@@ -106,12 +97,28 @@ fn pretty(value: &Value) -> Result<Vec<u8>, DescribeError> {
     Ok(text)
 }
 
-/// Refuses to replace the description of another data set.
-fn check_same(before: &Described, about: &About) -> Result<(), DescribeError> {
-    let Some(consent) = &before.consent else { return Ok(()) };
-    match first_difference(consent, &about.consent) {
-        None => Ok(()),
-        Some(key) => Err(DescribeError::Occupied { sidecar: before.folder.join(CONSENT), key }),
+/// Refuses a folder whose other files are described as another data set's; ask before the
+/// `files` are written. Returns the other files that are described there and unchanged.
+pub fn check_place(
+    folder: &Path,
+    files: &[PathBuf],
+    consent: &Map<String, Value>,
+) -> Result<Vec<PathBuf>, DescribeError> {
+    let Some(before) = read(folder)? else { return Ok(Vec::new()) };
+    let mut others = Vec::new();
+    for (name, entry) in before.files.iter().flatten() {
+        let path = folder.join(name);
+        let is_new = files.iter().any(|file| file.file_name() == path.file_name());
+        if !is_new && path.is_file() && sha256_of_file(&path)? == entry.sha256 {
+            others.push(path);
+        }
+    }
+    // Without a list of files, the sidecar is about whatever lies there.
+    let matters = before.files.is_none() || !others.is_empty();
+    let there = before.consent.filter(|_| matters);
+    match there.and_then(|there| first_difference(&there, consent)) {
+        Some(key) => Err(DescribeError::Occupied { sidecar: folder.join(CONSENT), key }),
+        None => Ok(others),
     }
 }
 

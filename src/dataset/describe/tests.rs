@@ -318,9 +318,16 @@ fn a_description_grows_with_its_data_set_and_gives_way_to_no_other() {
     assert_eq!(names().into_keys().collect::<Vec<_>>(), ["validation.parquet"]);
     let mut other = about();
     other.consent.insert("dataset_id".to_owned(), "urn:uuid:2".into());
-    let refused = write(place.folder.path(), &place.files(), &other).unwrap_err();
+    let refused = write(place.folder.path(), &place.files()[..1], &other).unwrap_err();
     assert!(matches!(&refused, DescribeError::Occupied { key, .. } if key == "dataset_id"));
     assert_eq!(read(place.folder.path()).unwrap().unwrap().consent, Some(consent()));
+    // Where nothing of the other data set is left, there is nothing to protect.
+    write(place.folder.path(), &place.files(), &other).unwrap();
+    assert_eq!(read(place.folder.path()).unwrap().unwrap().consent, Some(other.consent));
+    // A sidecar that someone wrote by hand for the whole folder is not replaced.
+    fs::remove_file(place.path(CROISSANT)).unwrap();
+    let refused = write(place.folder.path(), &place.files(), &about()).unwrap_err();
+    assert!(matches!(&refused, DescribeError::Occupied { .. }), "{refused}");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::dataset::format::FormatError;
+use crate::dataset::source::SourceError;
 use crate::diagnose::{Blame, Diagnose};
 
 /// What can go wrong with a record tree and its files.
@@ -19,6 +21,19 @@ pub enum TreeError {
     Content {
         /// What kind of failure; no text of the row.
         what: String,
+    },
+    /// A file of rows cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A row is none of its format.
+    #[error("row {row} (counted from 0) of `{}` cannot be read", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// Row of the file, from 0.
+        row: u64,
+        /// What is wrong with it.
+        source: FormatError,
     },
     /// A row is said to be used, and nobody digested it.
     #[error("the used record `{record_id}` was given to the record tree without a digest")]
@@ -78,6 +93,8 @@ impl Diagnose for TreeError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Io(error) => return error.hint(),
+            Self::Source(error) => return error.hint(),
+            Self::Row { source, .. } => return source.hint(),
             Self::Random => "run it where the system's random generator can be used".to_owned(),
             Self::Content { .. } => {
                 "remove numbers that JSON does not have (NaN, infinity)".to_owned()

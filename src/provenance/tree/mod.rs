@@ -28,6 +28,7 @@ use sha2::{Digest as _, Sha256};
 
 mod check;
 mod content;
+mod data;
 mod error;
 pub(super) mod hexed;
 mod index;
@@ -42,6 +43,7 @@ mod tests;
 
 pub use check::{Expected, Fault, check};
 pub use content::record_digest;
+pub use data::each_digest;
 pub use error::TreeError;
 pub use hexed::{hash_from_hex, token_from_hex};
 pub use index::{Index, IndexRow};
