@@ -15,6 +15,8 @@ use crate::diagnose::Diagnose;
 
 /// Mode of a published file before the umask: readable by everyone.
 const FILE_MODE: u32 = 0o644;
+/// Mode of a file that stays with its owner.
+const PRIVATE_MODE: u32 = 0o600;
 
 /// What stands at a path is not what is read or replaced there.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +102,23 @@ pub fn write_atomically_with(
     path: &Path,
     write: impl FnOnce(&mut (dyn Write + Send)) -> io::Result<()>,
 ) -> io::Result<()> {
+    write_with_mode(path, FILE_MODE, |file| write(file))
+}
+
+/// Like [`write_atomically_with`], for a file that only its owner may read.
+pub fn write_privately_with(
+    path: &Path,
+    write: impl FnOnce(&mut (dyn Write + Send)) -> io::Result<()>,
+) -> io::Result<()> {
+    write_with_mode(path, PRIVATE_MODE, write)
+}
+
+#[cfg_attr(not(unix), expect(unused_variables))]
+fn write_with_mode(
+    path: &Path,
+    mode: u32,
+    write: impl FnOnce(&mut (dyn Write + Send)) -> io::Result<()>,
+) -> io::Result<()> {
     let named = |error: io::Error| {
         io::Error::new(error.kind(), format!("cannot write `{}`: {error}", path.display()))
     };
@@ -112,7 +131,7 @@ pub fn write_atomically_with(
     {
         use std::os::unix::fs::PermissionsExt;
         // tempfile's own default is 0600, which would make adapters unreadable to others.
-        builder.permissions(std::fs::Permissions::from_mode(FILE_MODE));
+        builder.permissions(std::fs::Permissions::from_mode(mode));
     }
     let mut temporary = builder.tempfile_in(folder).map_err(named)?;
     {
@@ -342,6 +361,18 @@ mod tests {
         folder.finish(true).unwrap();
         assert_eq!(fs::read(there.join("file")).unwrap(), b"new");
         assert!(link.symlink_metadata().unwrap().is_symlink());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_private_file_is_for_its_owner_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (place, there) = place();
+        let (private, public) = (place.path().join("private"), there.join("file"));
+        write_privately_with(&private, |file| file.write_all(b"secret")).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&private), mode(&public) & 0o600), (0o600, 0o600));
+        assert_eq!(fs::read(&private).unwrap(), b"secret");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! runs/NAME/  recipe.yaml (resolved)  recipe.lock  consent_report.json  metrics.jsonl
+//!             record_tree.json  record_index.parquet  record_key
 //!             checkpoints/step-000200/  adapter/ (or model/ for full training)
 //!             summary.json  eval/SUITE.json
 //! ```
@@ -34,6 +35,18 @@ impl RunFolder {
     /// Rows seen, used and excluded.
     pub fn consent_report(&self) -> PathBuf {
         self.0.join("consent_report.json")
+    }
+    /// What is committed to of the records that are used.
+    pub fn record_tree(&self) -> PathBuf {
+        self.0.join("record_tree.json")
+    }
+    /// Every row that was seen, used or not; private.
+    pub fn record_index(&self) -> PathBuf {
+        self.0.join("record_index.parquet")
+    }
+    /// The key of the records' tokens; private.
+    pub fn record_key(&self) -> PathBuf {
+        self.0.join("record_key")
     }
     /// One object a step.
     pub fn metrics(&self) -> PathBuf {

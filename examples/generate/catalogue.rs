@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::path::Path;
 
+use heirloom::dataset::describe;
 use sha2::{Digest, Sha256};
 
 use crate::orders::{self, Split};
@@ -32,18 +33,52 @@ const WITHDRAWN_AT: i64 = 1_756_684_800_000_000;
 /// Writes the data set into `folder`.
 pub(crate) fn write(folder: &Path) -> Result<(), Box<dyn Error>> {
     fs_err::create_dir_all(folder)?;
+    let mut files = Vec::new();
     let train = rows(Split::Train, TRAIN_ROWS, REFUSED_TRAIN_ROWS);
     for (file, rows) in train.chunks(train.len().div_ceil(TRAIN_FILES)).enumerate() {
         let path = folder.join(format!("train-{file:05}.parquet"));
         parquet_out::write(&path, rows, ROWS_PER_GROUP, &footer())?;
+        files.push(path);
     }
     for (name, split, count) in [
         ("validation.parquet", Split::Validation, VALIDATION_ROWS),
         ("test.parquet", Split::Test, TEST_ROWS),
     ] {
-        parquet_out::write(&folder.join(name), &rows(split, count, 1), ROWS_PER_GROUP, &footer())?;
+        let path = folder.join(name);
+        parquet_out::write(&path, &rows(split, count, 1), ROWS_PER_GROUP, &footer())?;
+        files.push(path);
     }
-    Ok(())
+    // Written anew, so that nothing of an older description stays.
+    for sidecar in [describe::CROISSANT, describe::CONSENT] {
+        if folder.join(sidecar).exists() {
+            fs_err::remove_file(folder.join(sidecar))?;
+        }
+    }
+    Ok(describe::write(folder, &files, &about())?)
+}
+
+/// What is said of the data set beside its files.
+fn about() -> describe::About {
+    let one = |text: &str| vec![text.to_owned()];
+    describe::About {
+        name: "catalogue".to_owned(),
+        description: "Letters to a seed firm that does not exist, and the clerk's line for each: \
+                      rows with their consent, of which some may not be used."
+            .to_owned(),
+        url: Some("https://github.com/heirloom-ml/heirloom/tree/main/data/catalogue".to_owned()),
+        version: Some("1.0.0".to_owned()),
+        cite_as: Some(
+            "@misc{catalogue, title={The catalogue: letters to a seed firm}, \
+             author={Heirloom}, year={2026}}"
+                .to_owned(),
+        ),
+        collection: Some("Written by a program from a fixed seed".to_owned()),
+        use_cases: one("Fine tuning"),
+        limitations: one("Every letter follows one of a few dozen forms"),
+        personal_information: one("None: customers, varieties and the firm are fictional"),
+        consent: footer().as_object().cloned().unwrap_or_default(),
+        ..describe::About::default()
+    }
 }
 
 /// `used` rows that may be used and `refused` of every kind that may not, mixed.

@@ -13,6 +13,7 @@ pub mod chat;
 pub mod consent;
 pub(crate) mod contain;
 pub mod conversation;
+pub mod describe;
 pub mod error;
 pub mod evaluation;
 #[cfg(test)]

@@ -32,9 +32,28 @@ impl Published {
         }
     }
 
+    /// A count that is no secret to who reads it.
+    pub fn exactly(count: u64) -> Self {
+        Self { low: count, high: count }
+    }
+
+    /// What may be said of a `count` of at most this many: exact only where this is, so that
+    /// it does not give away what this one hides.
+    pub fn bound(self, count: u64) -> Self {
+        match self.exact() {
+            Some(_) => Self::of(count),
+            None => Self { low: 1, high: self.high },
+        }
+    }
+
     /// Whether the count is certainly zero.
     pub fn is_zero(self) -> bool {
         self.high == 0
+    }
+
+    /// Whether the count may be this one.
+    pub fn may_be(self, count: u64) -> bool {
+        (self.low..=self.high).contains(&count)
     }
 
     fn exact(self) -> Option<u64> {
@@ -166,6 +185,18 @@ mod tests {
         }
         assert_eq!(published(1).0, "108 to 111");
         assert_eq!(published(9).0, "116");
+    }
+
+    #[test]
+    fn a_bounded_count_says_no_more_than_its_bound() {
+        let mut used = Published::of(900);
+        assert_eq!(used.bound(898), Published::of(898));
+        assert_eq!(used.bound(3).to_string(), "< 5");
+        used += Published::of(3);
+        for hidden in 1..5 {
+            assert_eq!(used.bound(900 + hidden).to_string(), "1 to 904");
+        }
+        assert!(used.bound(903).may_be(903) && !used.bound(903).may_be(905));
     }
 
     #[test]

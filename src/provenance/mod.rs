@@ -2,7 +2,8 @@
 //!
 //! Owns the release's `provenance.json` ([`statement`]), its model card ([`card`]), writing
 //! both over a finished payload ([`release`]), checking a release against its manifest
-//! ([`verify`]), and which row counts may be published ([`counts`]). Does not own the
+//! ([`verify`]), which row counts may be published ([`counts`]), and the commitment to the
+//! records that were used, with its proofs ([`tree`]). Does not own the
 //! payload (the engine writes weights) nor the run folder ([`crate::run`]).
 //!
 //! Reference: in-toto Statement v1 with the SLSA provenance v1 predicate; the Hugging Face
@@ -16,6 +17,7 @@ pub mod origin;
 pub mod registry;
 pub mod release;
 pub mod statement;
+pub mod tree;
 pub mod verify;
 pub mod watch;
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::counts::{Published, Rows};
+use super::tree;
 use crate::dataset::consent::Reason;
 use crate::files::sha256_of_bytes;
 use crate::job::ExportKind;
@@ -97,6 +98,24 @@ pub struct Annotations {
     /// Of an evaluation: its numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<Evaluation>,
+    /// Of `record_tree.json`: the commitment to the records that were used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record_tree: Option<RecordTree>,
+}
+
+/// The commitment to the records of a run, as published.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RecordTree {
+    /// How the root follows from the leaves.
+    pub algorithm: tree::Algorithm,
+    /// Number of leaves.
+    pub size: Published,
+    /// The root.
+    #[serde(with = "tree::hexed")]
+    pub root: tree::Hash,
+    /// Which key the tokens were made with.
+    pub key_id: String,
 }
 
 /// The licence of the base, as its own files state it.

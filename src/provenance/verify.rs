@@ -14,7 +14,8 @@ use serde::Deserialize;
 use super::MANIFEST;
 use super::counts::Rows;
 use super::folder::{self, Entry, Kind, WalkError};
-use super::statement::{self, Evaluation, Predicate, Resource};
+use super::statement::{self, Evaluation, Predicate, RecordTree, Resource};
+use super::tree;
 use crate::files::sha256_of_file;
 use crate::job::ExportKind;
 use crate::json;
@@ -45,6 +46,8 @@ pub struct Verified {
     pub rows: BTreeMap<String, Rows>,
     /// What was measured.
     pub evaluations: Vec<Evaluation>,
+    /// The commitment to the records that were used.
+    pub record_tree: Option<RecordTree>,
 }
 
 /// Checks a release against its manifest.
@@ -54,6 +57,23 @@ pub fn verify(folder: &Path) -> Result<Verified, VerifyError> {
     match verified {
         Some(verified) if problems.is_empty() => Ok(verified),
         _ => Err(VerifyError { folder: folder.to_owned(), problems }),
+    }
+}
+
+/// What a manifest alone, the file at `path`, states of the records.
+pub fn record_tree(path: &Path) -> Result<Option<RecordTree>, VerifyError> {
+    let mut problems = Vec::new();
+    let name = MANIFEST.to_owned();
+    let entry = match path.metadata() {
+        Ok(found) if found.is_file() => Kind::File(found.len()),
+        _ => Kind::Special,
+    };
+    let entry = Entry { name, path: path.to_owned(), kind: entry };
+    let text = read_manifest(&[entry]).map_err(|problem| problems.push(problem)).ok();
+    let manifest = text.and_then(|text| parse(&text, &mut problems));
+    match manifest.and_then(|manifest| manifest.predicate) {
+        Some(predicate) if problems.is_empty() => Ok(record_trees(&predicate).next().cloned()),
+        _ => Err(VerifyError { folder: path.to_owned(), problems }),
     }
 }
 
@@ -153,12 +173,25 @@ fn parse(text: &str, problems: &mut Vec<Problem>) -> Option<Manifest> {
         if build_type != statement::BUILD_TYPE {
             problems.push(Problem::BuildType { found: build_type.clone() });
         }
+        let mut trees = record_trees(predicate);
+        if trees.next().is_some_and(|tree| !tree::is_key_id(&tree.key_id)) {
+            problems.push(Problem::KeyId);
+        }
+        if trees.next().is_some() {
+            problems.push(Problem::TwoRecordTrees);
+        }
         if !statement::seal_holds(text, &predicate.run_details.metadata.invocation_id) {
             problems.push(Problem::Seal);
         }
     }
     let Subject { subject } = read(text, problems)?;
     Some(Manifest { subject, predicate })
+}
+
+/// What the manifest states of the records.
+fn record_trees(predicate: &Predicate) -> impl Iterator<Item = &RecordTree> {
+    let byproducts = predicate.run_details.byproducts.iter();
+    byproducts.filter_map(|resource| resource.annotations.as_ref()?.record_tree.as_ref())
 }
 
 /// Reads a part of the manifest, which is known to be JSON.
@@ -241,6 +274,7 @@ fn check_files(
 }
 
 fn summary(predicate: Predicate, files: usize, bytes: u64) -> Verified {
+    let record_tree = record_trees(&predicate).next().cloned();
     let Predicate { build_definition, run_details } = predicate;
     let dependencies = build_definition.resolved_dependencies;
     let base = dependencies.iter().find(|resource| resource.name == statement::BASE);
@@ -262,5 +296,6 @@ fn summary(predicate: Predicate, files: usize, bytes: u64) -> Verified {
         heirloom: run_details.builder.version.get("heirloom").cloned().unwrap_or_else(unknown),
         rows,
         evaluations: evaluations.filter_map(|resource| resource.annotations?.evaluation).collect(),
+        record_tree,
     }
 }

@@ -16,6 +16,8 @@ mod hub;
 #[cfg(test)]
 mod inputs;
 #[cfg(test)]
+mod lineage;
+#[cfg(test)]
 mod recipes;
 #[cfg(test)]
 mod remote;

@@ -1,6 +1,8 @@
 //! `heirloom lineage`: one file per subcommand.
 
 mod affected;
+mod check_proof;
+mod prove;
 
 use super::exit::ExitStatus;
 use super::printer::Printer;
@@ -16,10 +18,14 @@ pub(super) struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Affected(affected::Arguments),
+    Prove(prove::Arguments),
+    CheckProof(check_proof::Arguments),
 }
 
 pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
     match &arguments.command {
         Command::Affected(arguments) => affected::run(arguments, printer),
+        Command::Prove(arguments) => prove::run(arguments, printer),
+        Command::CheckProof(arguments) => check_proof::run(arguments, printer),
     }
 }

@@ -13,8 +13,9 @@ use crate::provenance::counts::{Published, Rows};
 use crate::provenance::origin::Origin;
 use crate::provenance::statement::{
     Annotations, BASE, BUILD_TYPE, BUILDER_ID, BuildDefinition, Builder, Consent, Evaluation,
-    External, IntendedUse, Internal, Metadata, Resolved, Resource, RunDetails, sha256,
+    External, IntendedUse, Internal, Metadata, RecordTree, Resolved, Resource, RunDetails, sha256,
 };
+use crate::provenance::tree::{Commitment, TreeError};
 use crate::recipe::lock::{LockedData, Split};
 use crate::run::EvalReport;
 
@@ -172,6 +173,7 @@ pub(super) fn byproducts(facts: &Facts) -> Result<Vec<Resource>, ReleaseError> {
             ..Resource::default()
         },
     ];
+    resources.extend(record_tree(facts)?);
     for suite in &facts.recipe.eval.suites {
         let path = run.eval(suite);
         if path.exists() {
@@ -179,6 +181,29 @@ pub(super) fn byproducts(facts: &Facts) -> Result<Vec<Resource>, ReleaseError> {
         }
     }
     Ok(resources)
+}
+
+/// The commitment to the records, where the run made one. Its file is not digested: from the
+/// digest, its few bytes could be guessed, and with them a size that is not published.
+fn record_tree(facts: &Facts) -> Result<Option<Resource>, ReleaseError> {
+    let path = facts.run.record_tree();
+    if !path.exists() {
+        return Ok(None);
+    }
+    let wrong = |error: TreeError| ReleaseError::Run {
+        path: path.clone(),
+        line: 1,
+        what: error.to_string(),
+    };
+    let Commitment { algorithm, size, root, key_id } = Commitment::read(&path).map_err(wrong)?;
+    let mut used = Published::default();
+    facts.lock.data.iter().for_each(|data| used += Published::of(data.rows.used));
+    let record_tree = RecordTree { algorithm, size: used.bound(size), root, key_id };
+    Ok(Some(Resource {
+        name: "record_tree.json".to_owned(),
+        annotations: Some(Annotations { record_tree: Some(record_tree), ..Annotations::default() }),
+        ..Resource::default()
+    }))
 }
 
 /// Numbers and digest of an evaluation.

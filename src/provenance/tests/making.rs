@@ -4,6 +4,8 @@ use fs_err as fs;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::provenance::tree::{Commitment, Key, Row, TreeWriter};
+use crate::provenance::verify::record_tree;
 
 #[test]
 fn a_release_holds_and_tells_what_it_is() {
@@ -151,4 +153,79 @@ fn a_base_without_licence_or_results_is_said_to_have_none() {
     let text = fs::read_to_string(release.join("README.md")).unwrap();
     assert!(text.contains("license: unknown\n") && text.contains("states no licence"), "{text}");
     assert!(!text.contains("model-index") && text.contains("Nothing was measured"), "{text}");
+}
+
+/// Puts a record tree of these used records into the run; returns what must stay there.
+fn with_tree(finished: &Finished, records: &[&str]) -> Vec<String> {
+    let (key, salt, subject) = ([7; 32], [0xab; 32], [0xcd; 32]);
+    let digest = [0xef; 32];
+    let mut writer = TreeWriter::new(finished.run.path(), Key::from_bytes(key)).unwrap();
+    for record_id in records {
+        let (subject, salt, digest) = (Some(subject), Some(salt), Some(digest));
+        writer.add(&Row { record_id, subject, salt, digest, left_out: None }).unwrap();
+    }
+    writer.finish().unwrap();
+    [key, salt, subject, digest].map(|secret| crate::files::hex(&secret)).into()
+}
+
+#[test]
+fn a_release_states_the_record_tree_and_nothing_that_it_is_made_of() {
+    let finished = Finished::new();
+    let mut secrets = with_tree(&finished, &["rec-of-miriam", "rec-b", "rec-c"]);
+    secrets.push("rec-".to_owned());
+    let release = finished.export(ExportKind::Adapter, false).unwrap();
+    let stated = verify(&release).unwrap().record_tree.unwrap();
+    let commitment = Commitment::read(&finished.run.record_tree()).unwrap();
+    assert_eq!(
+        (stated.root, stated.key_id.as_str()),
+        (commitment.root, commitment.key_id.as_str())
+    );
+    assert_eq!(stated.size.to_string(), "< 5");
+    assert_eq!(record_tree(&release.join(MANIFEST)).unwrap(), Some(stated));
+    for item in fs::read_dir(&release).unwrap() {
+        let path = item.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(!name.starts_with("record_"), "{name}");
+        let bytes = fs::read(&path).unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        for secret in &secrets {
+            assert!(!text.contains(secret.as_str()), "{name} has {secret}");
+        }
+        assert!(
+            !bytes
+                .windows(32)
+                .any(|window| [[7; 32], [0xab; 32]].contains(&window.try_into().unwrap()))
+        );
+    }
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(release.join(MANIFEST)).unwrap()).unwrap();
+    let byproducts = manifest["predicate"]["runDetails"]["byproducts"].as_array().unwrap();
+    let tree = byproducts.iter().find(|one| one["name"] == "record_tree.json").unwrap();
+    let members = tree["annotations"]["recordTree"].as_object().unwrap();
+    assert_eq!(members.keys().collect::<Vec<_>>(), ["algorithm", "size", "root", "keyId"]);
+    assert_eq!(tree.get("digest"), None);
+}
+
+#[test]
+fn the_size_of_a_tree_does_not_give_a_suppressed_count_away() {
+    let mut finished = Finished::new();
+    finished.lock.data[2].rows.used = 3;
+    with_tree(&finished, &["a", "b", "c", "d", "e", "f", "g"]);
+    let release = finished.export(ExportKind::Adapter, false).unwrap();
+    let size = verify(&release).unwrap().record_tree.unwrap().size;
+    assert_eq!(size.to_string(), "1 to 1754");
+}
+
+#[test]
+fn a_run_without_a_record_tree_states_none() {
+    let (_guard, release) = good();
+    assert_eq!(verify(&release).unwrap().record_tree, None);
+}
+
+#[test]
+fn a_damaged_record_tree_stops_the_export() {
+    let finished = Finished::new();
+    write(&finished.run.record_tree(), "{}");
+    let error = finished.export(ExportKind::Adapter, false).unwrap_err();
+    assert!(matches!(error, ReleaseError::Run { .. }), "{error}");
 }

@@ -277,3 +277,38 @@ fn a_release_of_endless_depth_is_not_walked() {
     fs::create_dir_all(release.join("a/".repeat(20))).unwrap();
     assert_problems!(release, Problem::TooManyFiles);
 }
+
+#[test]
+fn a_record_tree_that_is_not_one_is_found() {
+    let tree = |size: Value, key_id: &str| {
+        json!({"name": "record_tree.json", "annotations": {"recordTree": {
+            "algorithm": "rfc6962-sha256", "size": size, "root": "0".repeat(64), "keyId": key_id}}})
+    };
+    let key_id = "0123456789abcdef";
+    let add = |trees: Vec<Value>| {
+        let (guard, release) = good();
+        forge(&release, |manifest| {
+            let byproducts = &mut manifest["predicate"]["runDetails"]["byproducts"];
+            byproducts.as_array_mut().unwrap().extend(trees);
+        });
+        (guard, release)
+    };
+    let (_guard, release) = add(vec![tree(json!(12), key_id)]);
+    assert_eq!(verify(&release).unwrap().record_tree.unwrap().size.to_string(), "12");
+    let (_guard, release) = add(vec![tree(json!(12), "0123")]);
+    assert_problems!(release, Problem::KeyId);
+    let (_guard, release) = add(vec![tree(json!(12), key_id), tree(json!(12), key_id)]);
+    assert_problems!(release, Problem::TwoRecordTrees);
+    for (pointer, wrong) in [
+        ("/annotations/recordTree/algorithm", json!("rfc6962-sha1")),
+        ("/annotations/recordTree/size", json!(-1)),
+        ("/annotations/recordTree/root", json!("0".repeat(63))),
+        ("/annotations/recordTree/root", json!("A".repeat(64))),
+        ("/annotations/recordTree", json!({"algorithm": "rfc6962-sha256", "size": 1, "salt": "x"})),
+    ] {
+        let mut tree = tree(json!(12), key_id);
+        *tree.pointer_mut(pointer).unwrap() = wrong;
+        let (_guard, release) = add(vec![tree]);
+        assert_problems!(release, Problem::Shape { .. });
+    }
+}

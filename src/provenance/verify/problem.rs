@@ -84,6 +84,12 @@ pub enum Problem {
     /// The manifest itself was changed.
     #[error("`{MANIFEST}` does not match its seal, the `invocationId`")]
     Seal,
+    /// A name of a key that is not one.
+    #[error("the `keyId` of the record tree is not 16 lower-case hexadecimal digits")]
+    KeyId,
+    /// Nobody can tell which one counts.
+    #[error("`{MANIFEST}` states more than one record tree")]
+    TwoRecordTrees,
     /// The manifest names no file.
     #[error("`{MANIFEST}` names no file")]
     NoSubject,
