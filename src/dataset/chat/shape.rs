@@ -40,6 +40,8 @@ struct Shape {
     frames: Vec<String>,
     /// All turns of the assistant, where they can be found.
     turns: Option<Vec<Turn<Place>>>,
+    /// What the prompt goes on with where a turn departs from it, by the turn's message.
+    departures: Vec<(usize, char)>,
     /// What `{% generation %}` stands for.
     marks: Option<Vec<Range<Place>>>,
 }
@@ -71,6 +73,13 @@ impl Shapes {
         let as_they_stand = shape.starts(text, words.iter().copied());
         let starts =
             as_they_stand.or_else(|| shape.starts(text, words.iter().map(|words| words.trim())))?;
+        // Words that begin as the prompt goes on depart from it elsewhere.
+        let elsewhere = |(message, next): &(usize, char)| {
+            words.get(*message).is_none_or(|words| words.trim_start().starts_with(*next))
+        };
+        if shape.departures.iter().any(elsewhere) {
+            return None;
+        }
         Some(Fitted { shape, starts })
     }
 
@@ -129,7 +138,7 @@ impl Shape {
             rest = after;
         }
         frames.push(rest.to_owned());
-        let mut shape = Self { frames, turns: None, marks: None };
+        let mut shape = Self { frames, turns: None, departures: Vec::new(), marks: None };
         let starts = shape.starts(&text, words.iter().map(String::as_str))?;
         shape.marks = shape.marks_of(template, &values, &text, &starts);
         let turns = conversation.messages.iter().enumerate();
@@ -137,9 +146,14 @@ impl Shape {
             .filter(|(_, turn)| spans::is_assistant(turn))
             .map(|(message, _)| Wanted { message, weight: 1.0 })
             .collect();
-        let turns = spans::turns(template, &conversation, &values, &text, &wanted).into_iter();
+        let turns = spans::turns(template, &conversation, &values, &text, &wanted);
+        for turn in turns.iter().flatten().filter(|turn| turn.departs) {
+            let before = values.messages.get(..turn.message)?;
+            let prompt = template.render(&values.others, before, Ask::Answer).ok()?;
+            shape.departures.push((turn.message, prompt.get(turn.start..)?.chars().next()?));
+        }
         let place = |byte: &usize| shape.place(&starts, *byte);
-        shape.turns = turns.map(|turn| turn.ok()?.moved(place)).collect();
+        shape.turns = turns.into_iter().map(|turn| turn.ok()?.moved(place)).collect();
         Some(shape)
     }
 
