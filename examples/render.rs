@@ -1,6 +1,7 @@
 //! Renders and tokenises conversations from stdin to stdout, one JSON object a line, for
 //! `scripts/interop`: `{"folder", "conversation", "add_generation_prompt"}` gives `{"text"}`,
-//! and with `"mask": true` also `{"tokens", "trained"}` or `{"mask_refused"}`; or `{"refused"}`.
+//! and with `"masks": ["assistant", "last"]` also `{"masks": {"last": {"tokens", "trained"}}}`,
+//! where a mask may be `{"refused"}`; or `{"refused"}`.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -19,7 +20,7 @@ struct Request {
     #[serde(default)]
     add_generation_prompt: bool,
     #[serde(default)]
-    mask: bool,
+    masks: Vec<TrainOn>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -47,13 +48,16 @@ fn answer(encoder: &ChatEncoder, request: &Request) -> Value {
         Ok(text) => text,
         Err(error) => return refused(error),
     };
-    if !request.mask {
-        return json!({"text": text});
-    }
-    match encoder.encode(&request.conversation, TrainOn::Assistant) {
-        Ok(found) => {
-            json!({"text": text, "tokens": found.tokens, "trained": found.trained().collect::<Vec<_>>()})
-        }
-        Err(error) => json!({"text": text, "mask_refused": error.to_string()}),
-    }
+    let mask = |train_on: &TrainOn| {
+        let mask = match encoder.encode(&request.conversation, *train_on) {
+            Ok(found) => {
+                let trained: Vec<bool> = found.trained().collect();
+                json!({"tokens": found.tokens, "trained": trained})
+            }
+            Err(error) => refused(error),
+        };
+        (json!(train_on).as_str().unwrap_or_default().to_owned(), mask)
+    };
+    let masks: BTreeMap<String, Value> = request.masks.iter().map(mask).collect();
+    json!({"text": text, "masks": masks})
 }

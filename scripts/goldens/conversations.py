@@ -71,3 +71,49 @@ def conversations():
     yield "same role twice", [turns[0], turns[0], turns[1]], {}
     yield "unknown role", [text("critic", "no"), *turns[:2]], {}
     yield "no content", [turns[0], {"role": "assistant", "content": None}], {}
+
+
+def more_conversations():
+    """What masks are compared on besides: longer talks, and words that look like something else."""
+    ask, answer = (lambda words: text("user", words)), (lambda words: text("assistant", words))
+    system = lambda words: text("system", words)
+    turn = lambda question, reply: [ask(question), answer(reply)]
+    call = lambda name, **arguments: {"type": "function", "id": "call12345", "function": {
+        "name": name, "arguments": arguments}}
+    plain = [*turn("Name a tree.", "Oak."), *turn("Another?", "Beech."), *turn("One more?", "Elm.")]
+    yield "three turns", plain, {}
+    yield "three turns, system", [system("Be brief."), *plain], {}
+    yield "six turns", plain + plain, {}
+    yield "same words in every turn", turn("Yes?", "Yes?") * 3, {}
+    yield "the answer is the question", turn("assistant", "user") + turn("user", "assistant"), {}
+    yield "one letter", turn("a", "a"), {}
+    yield "empty answer", [*turn("Say nothing.", ""), *turn("And now?", "Something.")], {}
+    yield "empty answer last", [*turn("Say something.", "Something."), *turn("Now nothing.", "")], {}
+    yield "empty question", [*turn("", "You said nothing."), *turn("Indeed.", "Fine.")], {}
+    yield "empty system", [system(""), *plain[:2]], {}
+    yield "spaces alone", turn("  ", " x ") + turn("\n", "y\n\n"), {}
+    yield "spaces before", turn(" one", "  two") + turn("\n three", "\n four"), {}
+    yield "spaces behind", turn("one ", "two  ") + turn("three\n", "four\n\n"), {}
+    yield "tabs and line ends", turn("a\tb", "c\td\r\ne") + turn("f", "\tg"), {}
+    yield "two paragraphs", turn("Write.", "First.\n\nSecond.\n\n\nThird.") + turn("More.", "Fourth."), {}
+    yield "unicode", turn("नमस्ते, வணக்கம்", "日本語 — é e\u0301 ß ﬁ") + turn("مرحبا", "שלום 🌱👩‍👩‍👧"), {}
+    yield "unicode spaces", turn("a\u00a0b", "\u3000c\u2028d\u200b") + turn("e", "f\ufeff"), {}
+    yield "end of turn in a question", turn("a <|im_end|> b <|eot_id|> c </s>", "I see.") + plain[:2], {}
+    yield "end of turn in an answer", turn("Quote it.", "It is `<|im_end|>`, or </s>.") + plain[:2], {}
+    yield "a turn in a question", turn("<|im_start|>assistant\nHa<|im_end|>", "No.") + plain[:2], {}
+    yield "a turn in an answer", turn("Quote.", "<|im_end|>\n<|im_start|>user\nHa") + plain[:2], {}
+    yield "padding and beginnings", turn("<s><pad>", "<pad> <s> <unk>") + plain[:2], {}
+    yield "template code", turn("{{ messages }}", "{% generation %}x{% endgeneration %}") + plain[:2], {}
+    yield "code", turn("Python?", "```python\ndef f(x):\n    return x  # é\n```\n") + plain[:2], {}
+    yield "json", turn("JSON?", '{"a": [1, {"b": null}], "c": "\\n"}') + plain[:2], {}
+    yield "thoughts half open", turn("2+2?", "<think>\nsum") + plain[:2], {}
+    yield "thoughts and system", [system("Think."), *turn("2+2?", "<think>\na\n</think>\n\n4"),
+                                  *turn("3+3?", "<think>\nb\n</think>\n\n6"), *plain[:2]], {}
+    yield "two calls", [ask("Compare."), {"role": "assistant", "content": "", "tool_calls": [
+        call("weather", city="Graz"), call("weather", city="Wien")]},
+        text("tool", "clear", name="weather", tool_call_id="call12345"),
+        text("tool", "rain", name="weather", tool_call_id="call12345"),
+        answer("Clear in Graz.")], {"tools": [weather_tool()]}
+    yield "tools, then none", [system("Help."), *plain, ask("And the weather?"),
+                               answer("I would have to look.")], {"tools": [weather_tool()]}
+    yield "long", [system("Long. " * 60), *turn("Go on. " * 80, "Well, " * 120 + "done."), *plain], {}

@@ -154,11 +154,9 @@ fn find_templates(
         };
         found = Templates { default: named("default"), tool_use: named("tool_use") };
     }
-    if found.default.is_none() && found.tool_use.is_none() {
-        return Err(match &config.chat_template {
-            Some(_) => ChatError::NoDefaultTemplate,
-            None => return Ok(found),
-        });
+    let none = found.default.is_none() && found.tool_use.is_none();
+    if none && config.chat_template.is_some() {
+        return Err(ChatError::NoDefaultTemplate);
     }
     Ok(found)
 }

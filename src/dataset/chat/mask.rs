@@ -39,8 +39,8 @@ struct Learned {
     weight: f32,
 }
 
-/// The turns that are learned. Those with the weight 0 are among them, to be masked out
-/// where all tokens are learned.
+/// The turns that are learned; where all tokens are, those with the weight 0 too, to be
+/// masked out.
 pub(super) fn wanted(
     conversation: &Conversation,
     train_on: TrainOn,
@@ -62,9 +62,9 @@ pub(super) fn wanted(
             messages.iter().rposition(user).map_or(0, |user| user + 1)
         }),
     };
-    turns.retain(|turn| turn.message >= from);
-    let learned = turns.iter().any(|turn| turn.weight > 0.0) || train_on == TrainOn::All;
-    if learned { Ok(turns) } else { Err(ChatError::NothingTrained) }
+    let all = train_on == TrainOn::All;
+    turns.retain(|turn| turn.message >= from && (all || turn.weight > 0.0));
+    if turns.is_empty() { Err(ChatError::NothingTrained) } else { Ok(turns) }
 }
 
 /// The weight that a message gives itself.
@@ -87,7 +87,7 @@ impl ChatEncoder {
         wanted: &[Wanted],
         mask: LossMask,
     ) -> Result<Document, ChatError> {
-        let mut learned = match found {
+        let learned = match found {
             Found::Marks(marks) => self.marked(text, &tokens, &marks, wanted)?,
             Found::Turns(turns) => {
                 let turns = turns.into_iter().zip(wanted);
@@ -96,7 +96,6 @@ impl ChatEncoder {
                 learned.collect::<Result<Vec<_>, _>>()?
             }
         };
-        learned.retain(|turn| turn.weight > 0.0);
         let mut weights = vec![0.0; tokens.ids.len()];
         self.fill(&mut weights, &tokens.ids, &learned, mask.end_of_turn);
         Ok(Document { tokens: tokens.ids, weights })
@@ -109,7 +108,7 @@ impl ChatEncoder {
         text: &str,
         tokens: Tokens,
         turns: Vec<Result<Turn, ChatError>>,
-        wanted: &[Wanted],
+        (wanted, others): (&[Wanted], &[(Range<usize>, f32)]),
         mask: LossMask,
     ) -> Result<Document, ChatError> {
         let weights = vec![1.0; tokens.ids.len()];
@@ -124,6 +123,12 @@ impl ChatEncoder {
                     if wanted.weight == 1.0 && mask.end_of_turn == EndOfTurn::Every => {}
                 turn => learned.push(turn?),
             }
+        }
+        for (words, weight) in others {
+            let first = tokens.offsets.partition_point(|(start, _)| *start < words.start);
+            let after = tokens.offsets.partition_point(|(_, end)| *end <= words.end);
+            let inside = document.weights.get_mut(first..after).unwrap_or_default();
+            inside.iter_mut().filter(|w| **w > 0.0).for_each(|w| *w = *weight);
         }
         self.fill(&mut document.weights, &tokens.ids, &learned, mask.end_of_turn);
         Ok(Document { tokens: tokens.ids, ..document })

@@ -11,11 +11,12 @@ mod document;
 mod error;
 mod mask;
 mod plain;
+mod shape;
 mod spans;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use tokenizers::Tokenizer;
@@ -25,6 +26,8 @@ pub use document::Document;
 pub use error::ChatError;
 
 use self::mask::{Found, Wanted};
+use self::shape::{Fitted, Shapes};
+use self::spans::Turn;
 use super::conversation::Values;
 use super::sample::Sample;
 use super::template::{Ask, Cause, Failed, Template};
@@ -53,11 +56,14 @@ impl From<TrainOn> for LossMask {
 /// Turns conversations into tokens with the base model's own template and tokenizer.
 #[derive(Debug)]
 pub struct ChatEncoder {
+    folder: PathBuf,
     tokenizer: Tokenizer,
     pieces: Option<Pieces>,
     template: Option<Template>,
     /// What some models use in the place of `template` where there are tools.
     tool_template: Option<Template>,
+    /// What is known of conversations without tools.
+    shapes: Shapes,
     /// Tokens that can close a turn: all special ones, and `eos_token`.
     closing: BTreeSet<u32>,
     stop: Vec<u32>,
@@ -105,6 +111,8 @@ impl ChatEncoder {
         let largest = tokenizer.get_vocab(true).into_values().max();
         let vocab_size = largest.map_or(0, |id| id as usize + 1);
         let mut encoder = Self {
+            folder: base_folder.to_owned(),
+            shapes: Shapes::default(),
             pieces: Pieces::of(&tokenizer),
             tokenizer,
             template: templates.default.map(compile).transpose()?,
@@ -130,6 +138,7 @@ impl ChatEncoder {
         for template in [&mut self.template, &mut self.tool_template].into_iter().flatten() {
             template.set_clock(now);
         }
+        self.shapes = Shapes::default();
         self
     }
 
@@ -194,18 +203,20 @@ impl ChatEncoder {
         let values = values_of(conversation)?;
         let mut wanted = mask::wanted(conversation, mask.train_on)?;
         let all = mask.train_on == TrainOn::All;
-        let (text, found) = if template.marks_assistant() && !all {
-            let (text, marks) = template.render_marked(&values)?;
-            let found = choose(template, conversation, &values, &text, marks, &mut wanted);
-            (text, found)
+        let text = template.render(&values.others, &values.messages, Ask::Nothing)?;
+        let sought = Sought { template, conversation, values: &values, text: &text };
+        let fitted = self.shapes.fit(template, conversation, &text);
+        let found = if template.marks_assistant() && !all {
+            sought.marks(fitted.as_ref(), &mut wanted)?
         } else {
-            let text = template.render(&values.others, &values.messages, Ask::Nothing)?;
-            let turns = spans::turns(template, conversation, &values, &text, &wanted);
-            (text, Found::Turns(turns))
+            Found::Turns(sought.turns(fitted.as_ref(), &wanted))
         };
+        let others = if all { sought.weights_of_others()? } else { Vec::new() };
         let tokens = self.tokens(&text)?;
         let mut document = match found {
-            Found::Turns(turns) if all => self.weigh_all(&text, tokens, turns, &wanted, mask)?,
+            Found::Turns(turns) if all => {
+                self.weigh_all(&text, tokens, turns, (&wanted, &others), mask)?
+            }
             found => self.weigh_turns(&text, tokens, found, &wanted, mask)?,
         };
         self.keep_one_bos(&mut document);
@@ -265,7 +276,10 @@ impl ChatEncoder {
     /// `tool_use` where there are tools and such a template, as in Transformers.
     fn template_for(&self, conversation: &Conversation) -> Result<&Template, ChatError> {
         let tools = conversation.tools.as_ref().and(self.tool_template.as_ref());
-        tools.or(self.template.as_ref()).ok_or(ChatError::NoDefaultTemplate)
+        tools.or(self.template.as_ref()).ok_or_else(|| match self.tool_template {
+            Some(_) => ChatError::NoDefaultTemplate,
+            None => ChatError::NoTemplate { folder: self.folder.clone() },
+        })
     }
 
     fn tokens(&self, text: &str) -> Result<Tokens, ChatError> {
@@ -289,44 +303,77 @@ impl ChatEncoder {
     }
 }
 
-/// Those of the marks that are wanted: in order, where every turn has one; else those inside
-/// the wanted turns, which have to be found.
-fn choose(
-    template: &Template,
-    conversation: &Conversation,
-    values: &Values,
-    text: &str,
-    marks: Vec<Range<usize>>,
-    wanted: &mut Vec<Wanted>,
-) -> Found {
-    let turns = conversation.messages.iter().enumerate();
-    let turns: Vec<usize> =
-        turns.filter(|(_, turn)| spans::is_assistant(turn)).map(|(index, _)| index).collect();
-    if wanted.len() == turns.len() && wanted.iter().all(|turn| turn.weight == 1.0) {
-        return Found::Marks(marks);
-    }
-    if marks.len() == turns.len() {
-        let marks = marks.into_iter().zip(turns);
-        let chosen = marks.filter(|(_, turn)| wanted.iter().any(|w| w.message == *turn));
-        return Found::Marks(chosen.map(|(mark, _)| mark).collect());
-    }
-    let mut chosen = Vec::new();
-    let mut of = Vec::new();
-    for (turn, wanted) in
-        spans::turns(template, conversation, values, text, wanted).into_iter().zip(wanted.iter())
-    {
-        let turn = match turn {
-            Ok(turn) => turn,
-            Err(error) => return Found::Turns(vec![Err(error)]),
-        };
-        let inside = marks.iter().filter(|mark| mark.start >= turn.start && mark.end <= turn.end);
-        for mark in inside {
-            chosen.push(mark.clone());
-            of.push(*wanted);
+/// A rendered conversation in which turns are looked for.
+struct Sought<'a> {
+    template: &'a Template,
+    conversation: &'a Conversation,
+    values: &'a Values,
+    text: &'a str,
+}
+
+impl Sought<'_> {
+    fn turns(&self, fitted: Option<&Fitted>, wanted: &[Wanted]) -> Vec<Result<Turn, ChatError>> {
+        let search =
+            || spans::turns(self.template, self.conversation, self.values, self.text, wanted);
+        let Some(turns) = fitted.and_then(|fitted| fitted.turns(wanted)) else { return search() };
+        #[cfg(debug_assertions)]
+        for (quick, turn) in turns.iter().zip(search()) {
+            assert!(turn.is_err() || turn.is_ok_and(|turn| turn == *quick), "{quick:?}");
         }
+        turns.into_iter().map(Ok).collect()
     }
-    *wanted = of;
-    Found::Marks(chosen)
+
+    /// Those of the marks that are wanted: in order, where every turn has one; else those
+    /// inside the wanted turns, which have to be found.
+    fn marks(&self, fitted: Option<&Fitted>, wanted: &mut Vec<Wanted>) -> Result<Found, ChatError> {
+        let marks = match fitted.and_then(Fitted::marks) {
+            Some(marks) => {
+                #[cfg(debug_assertions)]
+                assert!(
+                    self.template.marks_in(self.values, self.text).is_ok_and(|all| all == marks)
+                );
+                marks
+            }
+            None => self.template.marks_in(self.values, self.text)?,
+        };
+        let turns = self.conversation.messages.iter().enumerate();
+        let turns = turns.filter(|(_, turn)| spans::is_assistant(turn)).map(|(index, _)| index);
+        let turns: Vec<usize> = turns.collect();
+        if wanted.len() == turns.len() && wanted.iter().all(|turn| turn.weight == 1.0) {
+            return Ok(Found::Marks(marks));
+        }
+        if marks.len() == turns.len() {
+            let marks = marks.into_iter().zip(turns);
+            let chosen = marks.filter(|(_, turn)| wanted.iter().any(|w| w.message == *turn));
+            return Ok(Found::Marks(chosen.map(|(mark, _)| mark).collect()));
+        }
+        let (mut chosen, mut of) = (Vec::new(), Vec::new());
+        for (turn, wanted) in self.turns(fitted, wanted).into_iter().zip(wanted.iter()) {
+            let turn = turn?;
+            let inside = |mark: &&Range<usize>| mark.start >= turn.start && mark.end <= turn.end;
+            for mark in marks.iter().filter(inside) {
+                chosen.push(mark.clone());
+                of.push(*wanted);
+            }
+        }
+        *wanted = of;
+        Ok(Found::Marks(chosen))
+    }
+
+    /// The words of others than the assistant that say how much they count.
+    fn weights_of_others(&self) -> Result<Vec<(Range<usize>, f32)>, ChatError> {
+        let mut found = Vec::new();
+        for (index, message) in self.conversation.messages.iter().enumerate() {
+            let Some(weight) = mask::weight_of(message, index)? else { continue };
+            if weight == 1.0 || spans::is_assistant(message) {
+                continue;
+            }
+            let (template, conversation) = (self.template, self.conversation);
+            let words = spans::words(template, conversation, self.values, self.text, index);
+            found.push((words.ok_or(ChatError::NotVerbatim { message: index })?, weight));
+        }
+        Ok(found)
+    }
 }
 
 fn values_of(conversation: &Conversation) -> Result<Values, ChatError> {
@@ -348,5 +395,7 @@ impl From<Failed> for ChatError {
 
 #[cfg(test)]
 mod golden_tests;
+#[cfg(test)]
+mod mask_tests;
 #[cfg(test)]
 mod tests;

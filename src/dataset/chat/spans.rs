@@ -7,6 +7,8 @@
 //! other words, and what stays the same before it is what the template writes around it.
 //! Where that does not fit the text either, the turn is refused.
 
+use std::ops::Range;
+
 use minijinja::Value;
 use serde_json::Value as Scalar;
 
@@ -18,32 +20,45 @@ use super::{ASSISTANT, ChatError};
 /// Words that no conversation has: characters that nobody may interchange.
 const OTHER_WORDS: &str = "\u{fdd2}\u{fdd3}\u{fdd2}";
 
-/// A turn of the assistant in the rendered text.
-#[derive(Debug)]
-pub(super) struct Turn {
+/// A turn of the assistant in the rendered text, by bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Turn<Byte = usize> {
     /// Index of the message.
     pub(super) message: usize,
-    /// Byte at which the answer starts.
-    pub(super) start: usize,
-    /// Byte at which it has ended.
-    pub(super) end: usize,
+    /// Where the answer starts.
+    pub(super) start: Byte,
+    /// Where it has ended.
+    pub(super) end: Byte,
     /// Which token before `end` closes it.
-    pub(super) close: Close,
+    pub(super) close: Close<Byte>,
     /// Whether the text departs at `start` from what the model is prompted with.
     pub(super) departs: bool,
 }
 
 /// How the token that closes a turn is told from those around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Close {
+pub(super) enum Close<Byte = usize> {
     /// It is the last special token, and only white space follows it.
     Last,
     /// It is the first special token from this byte on, the end of what was said, and only
     /// white space comes before it.
-    First(usize),
+    First(Byte),
     /// The opening of the next turn stands before `end` too: it is the last of those tokens
     /// that are known to end generation.
     Known,
+}
+
+impl<Byte> Turn<Byte> {
+    /// The same turn where its bytes are somewhere else.
+    pub(super) fn moved<To>(&self, to: impl Fn(&Byte) -> Option<To>) -> Option<Turn<To>> {
+        let close = match &self.close {
+            Close::Last => Close::Last,
+            Close::First(byte) => Close::First(to(byte)?),
+            Close::Known => Close::Known,
+        };
+        let (start, end) = (to(&self.start)?, to(&self.end)?);
+        Some(Turn { message: self.message, start, end, close, departs: self.departs })
+    }
 }
 
 /// What a template writes around the words of a small conversation.
@@ -54,6 +69,20 @@ struct Frame {
     extra: String,
     /// Whether `opening` belongs to the question.
     closes_question: bool,
+}
+
+/// Where the words of any message stand in `text`, whoever says them.
+pub(super) fn words(
+    template: &Template,
+    conversation: &Conversation,
+    values: &Values,
+    text: &str,
+    message: usize,
+) -> Option<Range<usize>> {
+    let finder = Finder { template, conversation, values, text };
+    let (before, after) = finder.around_content(message)?;
+    let end = text.len().checked_sub(after.len())?;
+    (before.len() <= end).then_some(before.len()..end)
 }
 
 /// Whether a message is one of those that are learned.

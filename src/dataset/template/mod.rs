@@ -167,16 +167,16 @@ impl Template {
         done.map(|()| out).map_err(|error| failed(&error, self.source))
     }
 
-    /// Renders a conversation and the bytes of it that `{% generation %}` marks.
-    pub(super) fn render_marked(
+    /// The bytes that `{% generation %}` marks in a conversation as it is rendered.
+    pub(super) fn marks_in(
         &self,
         values: &Values,
-    ) -> Result<(String, Vec<Range<usize>>), Failed> {
-        let plain = self.render(&values.others, &values.messages, Ask::Nothing)?;
+        plain: &str,
+    ) -> Result<Vec<Range<usize>>, Failed> {
         let marked = self.render(&values.others, &values.messages, Ask::Marks)?;
         let found = (!plain.contains([OPEN, CLOSE])).then(|| without_marks(&marked)).flatten();
         match found {
-            Some((text, spans)) if text == plain => Ok((plain, spans)),
+            Some((text, spans)) if text == plain => Ok(spans),
             _ => Err(Failed {
                 cause: Cause::Construct,
                 line: 1,

@@ -65,7 +65,8 @@ fn marks_are_found_and_taken_out() {
                   {% endgeneration %}|{% endfor %}";
     let values = Values::new(&Conversation::from([message("a", "é"), message("b", "")].as_slice()));
     let template = compile(source).unwrap();
-    let (text, spans) = template.render_marked(&values).unwrap();
+    let text = template.render(&values.others, &values.messages, Ask::Nothing).unwrap();
+    let spans = template.marks_in(&values, &text).unwrap();
     assert_eq!(text, "a:é.|b:.|");
     assert_eq!(spans, [2..5, 8..9]);
 }
@@ -74,12 +75,17 @@ fn marks_are_found_and_taken_out() {
 fn a_marked_text_that_is_changed_afterwards_is_refused() {
     let source = "{% set x %}{% generation %} {{ messages[0].content }} {% endgeneration %}\
                   {% endset %}{{ x | length }}{{ x | trim }}";
-    let values = Values::new(&Conversation::from([message("a", "b")].as_slice()));
-    assert!(compile(source).unwrap().render_marked(&values).is_err());
+    let marks = |source, content| {
+        let values = Values::new(&Conversation::from([message("a", content)].as_slice()));
+        let template = compile(source).unwrap();
+        let text = template.render(&values.others, &values.messages, Ask::Nothing).unwrap();
+        template.marks_in(&values, &text)
+    };
+    assert!(marks(source, "b").is_err());
     // So is one that has the marks itself.
     let source = "{% generation %}{{ messages[0].content }}{% endgeneration %}";
-    let values = Values::new(&Conversation::from([message("a", "\u{fdd0}b")].as_slice()));
-    assert!(compile(source).unwrap().render_marked(&values).is_err());
+    assert!(marks(source, "b").is_ok());
+    assert!(marks(source, "\u{fdd0}b").is_err());
 }
 
 /// Renders a template that must be stopped, within a second.

@@ -135,7 +135,7 @@ fn a_thread_that_remembers_too_much_begins_anew() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn random_texts_have_the_tokens_and_places_of_the_library(
         parts in prop::collection::vec(prop_oneof![
