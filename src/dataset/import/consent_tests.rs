@@ -280,7 +280,7 @@ fn a_declaration_that_cannot_be_meant_is_refused_where_it_stands() {
         ("columns: { basis: x, status: y }\n", "`sources` of `consent.yaml` does not tell which"),
         (
             "columns: { basis: true }\n",
-            "consent.yaml:8:19: this is boolean `true`, not the name of a column, or",
+            "consent.yaml:8:12: this is boolean `true`, not the name of a column, or",
         ),
         ("expiry: never\n", "`expiry` of `consent.yaml` is neither a duration nor `endless`; "),
         ("max_snapshot_age: 30\n", "`max_snapshot_age` of `consent.yaml` is no duration; "),
