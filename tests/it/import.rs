@@ -201,6 +201,12 @@ fn tools_reasoning_and_weights_go_through_and_plain_rows_have_no_columns_for_the
         {"role": "tool", "tool_call_id": "1", "content": "7"},
         {"role": "assistant", "content": SAID[1], "weight": 0.5},
     ]);
+    // An assistant who does nothing but call.
+    let bare =
+        json!([{"role": "user", "content": SAID[0]}, {"role": "assistant", "tool_calls": [call]}]);
+    world.write("bare.jsonl", lines(&[json!({ "messages": bare })]));
+    imported(&world, &["bare.jsonl"], &["--force"]);
+    assert_eq!(chats(&world), [bare]);
     // The keys show late: what was written until then is written again with room for them.
     let row =
         json!({"messages": rich, "tools": [{"type": "function", "function": {"name": "stock"}}]});
