@@ -14,6 +14,8 @@ mod families;
 #[cfg(test)]
 mod hub;
 #[cfg(test)]
+mod import;
+#[cfg(test)]
 mod inputs;
 #[cfg(test)]
 mod lineage;

@@ -151,7 +151,7 @@ impl Content {
         for (column, cell) in &self.cells {
             needs.extend(OPTIONAL_COLUMNS.iter().filter(|name| *name == column));
             if let Cell::Messages(messages) = cell {
-                for message in messages.iter().filter(|message| message.len() > 2) {
+                for message in messages {
                     needs.extend(OPTIONAL_KEYS.iter().filter(|key| message.contains_key(**key)));
                 }
             }

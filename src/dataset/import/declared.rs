@@ -70,8 +70,10 @@ pub struct Origin {
     /// In words, or an address.
     pub origin: String,
     /// How they were collected, as a code of the OASIS Data Provenance Metadata.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub collection: Option<String>,
     /// Why they are not personal data, if that is claimed.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub justification: Option<String>,
     /// Where, as ISO 3166 codes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -239,8 +241,10 @@ pub fn read(path: &Path) -> Result<Declared, ImportError> {
         what: format!("this is not UTF-8 at byte {}", error.utf8_error().valid_up_to()),
         hint: None,
     })?;
-    let mut declared: Declared =
-        serde_saphyr::from_str(&text).map_err(|error| misread(path, &error))?;
+    // A column may be called `y`: only YAML 1.1 takes that for true.
+    let options = serde_saphyr::options! { strict_booleans: true };
+    let mut declared: Declared = serde_saphyr::from_str_with_options(&text, options)
+        .map_err(|error| misread(path, &error))?;
     Rules(path).check(&mut declared)?;
     Ok(declared)
 }
@@ -258,6 +262,10 @@ fn misread(path: &Path, error: &YamlError) -> ImportError {
             format!("`{field}` is missing"),
             Some(format!("add `{field}`; docs/reference/import.md says what it holds")),
         ),
+        YamlError::SerdeInvalidType { unexpected, expected, .. } => {
+            let hint = "put a word that looks like something else into quotes".to_owned();
+            (format!("this is {unexpected}, not {expected}"), Some(hint))
+        }
         error => (error.to_string(), None),
     };
     ImportError::Yaml { path: path.to_owned(), line, column, what, hint }
@@ -307,13 +315,6 @@ impl Rules<'_> {
                         name it with `subject_key`";
             return Err(self.wrong("columns.subject", "needs a key to hide subjects behind", hint));
         }
-        if declared.columns.source.is_none()
-            && declared.default.is_none()
-            && declared.sources.len() != 1
-        {
-            let hint = "name the column with `columns: {source: NAME}`, or declare one source";
-            return Err(self.wrong("sources", "does not tell which source a row has", hint));
-        }
         match declared.default.take() {
             Some(default) => declared.default = Some(self.default(default, declared)?),
             None if declared.columns.basis.is_none() && declared.records.is_empty() => {
@@ -322,6 +323,13 @@ impl Rules<'_> {
                 return Err(self.wrong("columns", "says nothing of consent", hint));
             }
             None => {}
+        }
+        if declared.columns.source.is_none()
+            && declared.default.is_none()
+            && declared.sources.len() != 1
+        {
+            let hint = "name the column with `columns: {source: NAME}`, or declare one source";
+            return Err(self.wrong("sources", "does not tell which source a row has", hint));
         }
         Ok(())
     }

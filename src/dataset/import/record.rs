@@ -160,7 +160,7 @@ fn processes(node: &Value) -> Option<(Vec<String>, Vec<String>)> {
     for process in items_of(node, "dpv:hasProcess") {
         let mut done = BTreeSet::new();
         for term in ids(process.get("dpv:hasProcessing"))? {
-            done.extend(terms::term("processing", &term));
+            done.extend(terms::is_of_models(&term).then_some(term));
         }
         if done.is_empty() {
             continue;

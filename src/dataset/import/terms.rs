@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
+use crate::dataset::consent::purposes;
 use crate::recipe::problem::{listed, offer};
 
 /// Legal bases, by their word in the column and the terms of vocabularies.
@@ -43,9 +44,9 @@ const CATEGORIES: [(&str, &[&str]); 3] = [
     ("special", &["dpv:SpecialCategoryPersonalData"]),
 ];
 
-/// What may be done with a row, of all that could be.
-const PROCESSING: [&str; 3] =
-    ["ai:ModelFineTuning", "dpv:MakeAvailable", "dpv:DiscloseByTransmission"];
+/// Processing that concerns models: what a consent record says of the rest is of no use here.
+const OF_MODELS: [&str; 4] =
+    ["ai:ModelFineTuning", "ai:ModelTraining", "dpv:MakeAvailable", "dpv:DiscloseByTransmission"];
 
 /// Prefixes by which the same vocabularies are also known, the longer first.
 const PREFIXES: [(&str, &str); 5] = [
@@ -83,21 +84,25 @@ pub(super) fn category(word: &str) -> Option<&'static str> {
     find(&CATEGORIES, word)
 }
 
-/// A term of `purposes` or `processing`.
+/// A term of `purposes` or `processing`: one that DPV has, or a purpose of another vocabulary,
+/// which allows itself alone.
 pub(super) fn term(field: &str, word: &str) -> Option<String> {
     let term = curie(word);
-    let defined = match field {
-        "processing" => PROCESSING.contains(&term.as_str()),
-        // A purpose that DPV does not have allows itself alone, but it has to be a term.
-        _ => term.split_once(':').is_some_and(|(prefix, name)| {
-            let letters = |text: &str| {
-                !text.is_empty()
-                    && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
-            };
-            letters(prefix) && letters(name)
-        }),
+    let (prefix, name) = term.split_once(':')?;
+    let word = |text: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
+    };
+    let defined = match (field, prefix) {
+        ("processing", _) => purposes::is_known_processing(&term),
+        (_, "dpv") => purposes::is_known(&term),
+        _ => word(prefix) && word(name),
     };
     defined.then_some(term)
+}
+
+/// Whether a processing concerns models.
+pub(super) fn is_of_models(processing: &str) -> bool {
+    OF_MODELS.contains(&processing)
 }
 
 /// Whether a word can be the value of a field.
@@ -122,8 +127,14 @@ pub(super) fn offered(field: &str, word: &str) -> String {
         "basis" => of(&BASES),
         "status" => of(&STATUSES),
         "special_category" => of(&CATEGORIES),
-        "processing" => format!("the terms are {}", listed(PROCESSING.into_iter())),
-        "purposes" => "write a term of DPV, such as `dpv:ServiceProvision`".to_owned(),
+        "processing" => match purposes::nearest_processing(word) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("the terms that matter are {}", listed(OF_MODELS.into_iter())),
+        },
+        "purposes" => match purposes::nearest(word) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => "write a term of DPV, such as `dpv:ServiceProvision`".to_owned(),
+        },
         "given_at" | "expires_at" | "withdrawn_at" => {
             "write an instant with its zone, such as `2026-06-01T00:00:00Z`".to_owned()
         }
@@ -153,7 +164,10 @@ mod tests {
         assert_eq!(status("dpv:ConsentTerminated"), None);
         assert_eq!(status("Given"), None);
         assert_eq!(term("processing", "dpv-ai:ModelFineTuning").unwrap(), "ai:ModelFineTuning");
-        assert_eq!(term("processing", "dpv:Collect"), None);
+        assert!(term("processing", "dpv:Collect").is_some_and(|term| !is_of_models(&term)));
+        assert_eq!(term("processing", "ai:Anything"), None);
+        assert_eq!(term("purposes", "dpv:CustomerCares"), None);
+        assert_eq!(term("purposes", "duo:0000042").unwrap(), "duo:0000042");
         assert_eq!(
             term("purposes", "https://w3id.org/dpv#CustomerCare").unwrap(),
             "dpv:CustomerCare"

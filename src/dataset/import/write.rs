@@ -18,6 +18,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
+use parquet::schema::types::ColumnPath;
 use serde_json::Value;
 
 use super::consent::RowConsent;
@@ -72,6 +73,22 @@ impl Layout {
         });
         let optional = OPTIONAL_COLUMNS.into_iter().filter(|name| self.optional.contains(name));
         fields.chain(optional.map(|name| Field::new(name, DataType::Utf8, true))).collect()
+    }
+
+    /// The columns of the file whose values are seldom the same.
+    fn texts(&self) -> Vec<ColumnPath> {
+        let mut paths = vec![ColumnPath::from("record_id")];
+        for (name, kind) in self.shape.columns() {
+            match kind {
+                CellKind::Text => paths.push(ColumnPath::from(*name)),
+                CellKind::Messages => paths.extend(["content", "reasoning_content"].map(|key| {
+                    let parts = [*name, "list", "element", key].map(str::to_owned);
+                    ColumnPath::from(parts.to_vec())
+                })),
+                CellKind::Label => {}
+            }
+        }
+        paths
     }
 
     fn schema(&self) -> SchemaRef {
@@ -135,7 +152,12 @@ impl<W: Write + Send> Writer<W> {
     pub(super) fn new(to: W, layout: Layout, consent: String) -> Result<Self, ImportError> {
         let key = crate::dataset::consent::FOOTER_KEY.to_owned();
         let level = ZstdLevel::try_new(ZSTD_LEVEL).map_err(failed)?;
-        let properties = WriterProperties::builder()
+        let mut properties = WriterProperties::builder();
+        for column in layout.texts() {
+            // Texts do not repeat; a dictionary of them would be thrown away again.
+            properties = properties.set_column_dictionary_enabled(column, false);
+        }
+        let properties = properties
             .set_created_by(CREATED_BY.to_owned())
             .set_compression(Compression::ZSTD(level))
             // Groups end where the writer below says so.

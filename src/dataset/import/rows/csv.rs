@@ -32,6 +32,7 @@ pub(super) fn read(path: &Path, visit: &mut Visit<'_>) -> Result<(), ImportError
     if (0..names.len()).any(twice) {
         return Err(refuse("a name of the header stands there twice"));
     }
+    let crlf = reader.position().line() == 1;
     let mut record = ByteRecord::new();
     loop {
         left.set(MAX_ROW_BYTES);
@@ -43,12 +44,19 @@ pub(super) fn read(path: &Path, visit: &mut Visit<'_>) -> Result<(), ImportError
                 _ => return Err(broken(path, reader.position().line(), error)),
             },
         };
-        // The reader is behind the row by now, except that its own place is where it began.
-        let line = record.position().map_or(0, csv::Position::line);
+        let line = first_line(&record, reader.position().line(), crlf);
         if visit(line, row, reader.position().byte())?.is_break() {
             return Ok(());
         }
     }
+}
+
+/// The line where a row begins. The reader knows where it was before the row, which is before
+/// the line feed of CRLF and before empty lines, and where it is behind it.
+fn first_line(record: &ByteRecord, behind: u64, crlf: bool) -> u64 {
+    let before = record.position().map_or(0, csv::Position::line) + u64::from(crlf);
+    let within = record.iter().flatten().filter(|byte| **byte == b'\n').count() as u64;
+    before.max(behind.saturating_sub(within + u64::from(!crlf)))
 }
 
 fn row(names: &[String], record: &ByteRecord) -> Result<Json, Reject> {

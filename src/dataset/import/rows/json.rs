@@ -167,8 +167,9 @@ impl<R: BufRead> Pieces<R> {
             }
             closed
         })?;
-        self.closed = closed || next.is_none();
+        // `None` is the end of the file right behind a comma.
         let (whole, ended) = read.unwrap_or((true, false));
+        self.closed = closed || !ended;
         if whole && !ended {
             piece.push(NO_JSON);
         }

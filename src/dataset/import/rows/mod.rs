@@ -40,3 +40,6 @@ pub(super) fn read(
         _ => Err(ImportError::Kind { path: path.to_owned() }),
     }
 }
+
+#[cfg(test)]
+mod tests;
