@@ -219,18 +219,28 @@ fn the_reference_of_commands_has_every_command_and_option() {
         let option = |word: &&str| word.starts_with("--") && !word.trim_matches('-').is_empty();
         words.filter(option).map(str::to_owned).collect()
     };
-    let help = world.heirloom(&["--help"]).stdout;
-    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
-    let commands = commands.take_while(|line| !line.is_empty());
-    let commands: Vec<&str> = commands.filter_map(|line| line.split_whitespace().next()).collect();
-    assert!(commands.contains(&"check"), "{help}");
-    for command in commands.into_iter().filter(|command| *command != "help") {
+    let commands = |help: &str| -> Vec<String> {
+        let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+        let lines = lines.take_while(|line| !line.is_empty());
+        // The lines on a command are indented by two, what follows them by more.
+        let starts = lines.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+        let names = starts.filter_map(|line| line.split_whitespace().next());
+        names.filter(|name| *name != "help").map(str::to_owned).collect()
+    };
+    let all = commands(&world.heirloom(&["--help"]).stdout);
+    assert!(all.iter().any(|command| command == "check"), "{all:?}");
+    for command in all.iter().map(String::as_str) {
         let start = format!("\n## {command}\n");
         let section = reference.split_once(&start).map(|(_, rest)| rest);
         let section = section.unwrap_or_else(|| panic!("no section on `{command}`"));
         let section = section.split("\n## ").next().unwrap_or_default();
         let common: BTreeSet<String> = ["--help", "--quiet"].map(str::to_owned).into();
-        let real = options(&world.heirloom(&[command, "--help"]).stdout);
+        let help = world.heirloom(&[command, "--help"]).stdout;
+        let mut real = options(&help);
+        for part in commands(&help) {
+            assert!(section.contains(&format!("heirloom {command} {part}")), "`{command} {part}`");
+            real.extend(options(&world.heirloom(&[command, part.as_str(), "--help"]).stdout));
+        }
         let told = options(section);
         let missing: Vec<_> =
             real.difference(&told).filter(|word| !common.contains(*word)).collect();
