@@ -117,7 +117,12 @@ fn what_cannot_be_meant_is_refused_and_writes_nothing() {
         (vec!["--record", "r", "--key-file", "k"], "cannot be used with"),
         (vec!["--record", "r", "--event", "given"], "invalid value"),
         (vec!["--record", "r", "--scope", "dpv:Marketing"], "`purpose=TERM`"),
-        (vec!["--record", "r", "--scope", "purpose="], "no term after"),
+        (vec!["--record", "r", "--scope", "purpose="], "no purpose of DPV 2.3"),
+        (
+            vec!["--record", "r", "--scope", "purpose=dpv:Marketign"],
+            "`dpv:Marketign` is no purpose of DPV 2.3; did you mean `dpv:Marketing`?",
+        ),
+        (vec!["--record", "r", "--scope", "processing=dpv:Marketing"], "is no processing of DPV"),
         (vec!["--record", "r", "--effective", "2026-05-01"], "a time with its zone"),
         (vec!["--record", "r", "--effective", "2026-05-01T00:00:00"], "a time with its zone"),
         (vec!["--record", "r", "--evidence", "nowhere.pdf"], "the evidence cannot be read"),

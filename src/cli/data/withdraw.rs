@@ -9,6 +9,7 @@ use sha2::Sha256;
 use crate::cli::check::quoted;
 use crate::cli::exit::ExitStatus;
 use crate::cli::printer::Printer;
+use crate::dataset::consent::purposes;
 use crate::dataset::ledger::{self, ANY, Digest, Kind, NewEvent, Scope};
 use crate::diagnose::{Diagnose, Failure};
 use crate::files::{read_bounded, sha256_of_file};
@@ -166,13 +167,22 @@ fn scope(terms: &[ScopeTerm]) -> Scope {
     scope
 }
 
+/// A term that DPV does not have is a slip of the pen: it would count as all.
 fn scope_term(text: &str) -> Result<ScopeTerm, String> {
-    match text.split_once('=') {
-        Some((_, "")) => Err("there is no term after `=`".to_owned()),
-        Some(("purpose", term)) => Ok(ScopeTerm::Purpose(term.to_owned())),
-        Some(("processing", term)) => Ok(ScopeTerm::Processing(term.to_owned())),
-        _ => Err("it must be `purpose=TERM` or `processing=TERM`".to_owned()),
+    let (what, term) = text.split_once('=').unwrap_or_default();
+    let (known, nearest) = match what {
+        "purpose" => (purposes::is_known(term), purposes::nearest(term)),
+        "processing" => (purposes::is_known_processing(term), purposes::nearest_processing(term)),
+        _ => return Err("it must be `purpose=TERM` or `processing=TERM`".to_owned()),
+    };
+    if !known && term != ANY {
+        let nearest = nearest.map(|nearest| format!("; did you mean `{nearest}`?"));
+        return Err(format!("`{term}` is no {what} of DPV 2.3{}", nearest.unwrap_or_default()));
     }
+    Ok(match what {
+        "purpose" => ScopeTerm::Purpose(term.to_owned()),
+        _ => ScopeTerm::Processing(term.to_owned()),
+    })
 }
 
 /// Digits of either case: people copy them from anywhere.

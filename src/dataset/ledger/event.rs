@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 
 use super::error::Fault;
-use crate::dataset::consent::Ask;
+use crate::dataset::consent::{Ask, purposes};
 use crate::files::hex;
 use crate::json;
 
@@ -124,9 +124,11 @@ fn meets(scope: &[String], asked: &[String], related: impl Fn(&str, &str) -> boo
     asked.is_empty() || scope.iter().any(|term| term == ANY || met(term))
 }
 
-/// Whether two purposes are the same, or one is broader than the other.
+/// Whether one of two purposes is the other or broader. A term that DPV does not have may
+/// mean any.
 fn related(one: &str, other: &str) -> bool {
-    one == other
+    let known = purposes::is_known(one) && purposes::is_known(other);
+    !known || purposes::includes(one, other) || purposes::includes(other, one)
 }
 
 /// The processings that are known to have nothing to do with each other, but for training

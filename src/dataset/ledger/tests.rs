@@ -191,6 +191,11 @@ fn a_scope_holds_only_for_what_it_names_and_in_doubt_for_all() {
         (ANY, "dpv:MakeAvailable", false),
         (ANY, "dpv:Use", true),
         ("dpv:Marketing", ANY, false),
+        ("dpv:ServiceManagement", ANY, true),
+        ("dpv:RequestedServiceProvision", ANY, true),
+        ("dpv:DeliveryOfGoods", ANY, true),
+        ("dpv:ServiceOptimisation", ANY, false),
+        ("dpv:Misspelt", ANY, true),
         ("dpv:ServiceProvision", "dpv:DiscloseByTransmission", false),
     ] {
         let scope = scope(purpose, processing);
@@ -198,7 +203,10 @@ fn a_scope_holds_only_for_what_it_names_and_in_doubt_for_all() {
     }
     let nothing = Ask { purpose: vec![], processing: vec![], ..ask() };
     assert!(scope("dpv:Marketing", "dpv:MakeAvailable").meets(&nothing));
-    let two = Ask { purpose: vec!["dpv:Marketing".to_owned(), "dpv:Other".to_owned()], ..ask() };
+    let two = Ask {
+        purpose: vec!["dpv:Marketing".to_owned(), "dpv:Personalisation".to_owned()],
+        ..ask()
+    };
     assert!(scope("dpv:Marketing", ANY).meets(&two), "one of the purposes is enough");
 }
 

@@ -203,6 +203,7 @@ fn the_reference_of_the_run_folder_has_every_file() {
         seconds: 0.0,
         peak_memory_bytes: None,
         finished: jiff::Timestamp::UNIX_EPOCH,
+        withdrawn_rows: 0,
         trainable_parameters: 0,
         threads: 1,
         libtorch: String::new(),
