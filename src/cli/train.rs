@@ -11,7 +11,7 @@ use crate::dataset::survey::SurveyedFile;
 use crate::diagnose::{Diagnose, Failure};
 use crate::hub::Need;
 use crate::job::{self, Job};
-use crate::provenance::registry;
+use crate::provenance::{registry, tree};
 use crate::recipe::lock::{Lock, LockedData};
 use crate::recipe::plan::{Again, Plan};
 use crate::recipe::{self, Adapter, Literal};
@@ -160,7 +160,11 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
         let plan = Plan::make(&literal, Timestamp::now(), &|more| rows.advance(more))?;
         rows.finish();
         super::check::warn(&plan, printer);
-        plan.begin(&run)?;
+        let rows = Rows::new(printer.into());
+        plan.begin(&run, |folder, spec| {
+            tree::commit(folder, spec, &|more| rows.advance(more)).map(drop)
+        })?;
+        rows.finish();
         printer.warn_of(registry::enter_run(&run));
     }
     Err(job::start(printer.into(), Job::Train { run: path }))

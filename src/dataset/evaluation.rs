@@ -10,7 +10,7 @@ use super::consent::Counts;
 use super::conversation::Conversation;
 use super::error::{DatasetError, split_name};
 use super::gate::Gate;
-use super::rows::{is_held_out, measured_row};
+use super::rows::measured_row;
 use super::sample::Sample;
 use super::spec::{Spec, SplitFile};
 use super::survey::{SLICE_ROWS, in_order};
@@ -99,7 +99,7 @@ pub fn validation_rows(spec: &Spec, encoder: &ChatEncoder) -> Result<Vec<Documen
             let batch = batch?;
             let read = |row| {
                 // A training row is no validation row; that is known before it is tokenised.
-                if held_out && batch.verdict(row).is_ok() && !is_held_out(spec, &batch.sample(row)?)
+                if held_out && batch.verdict(row).is_ok() && !spec.holds_out(&batch.sample(row)?)
                 {
                     return Ok(None);
                 }

@@ -57,7 +57,7 @@ pub(super) fn training_row(
         return Ok(Fate::Excluded(reason));
     }
     let sample = batch.sample(row)?;
-    if is_held_out(spec, &sample) {
+    if spec.holds_out(&sample) {
         return Ok(Fate::HeldOut);
     }
     let document = tokenised(encoder, &sample, spec.mask, batch, row)?;
@@ -115,26 +115,28 @@ fn tokenised(
     })
 }
 
-/// Whether a row of `data.train` is a validation row: by how it begins, so that conversations
-/// that begin alike are on one side.
-pub(super) fn is_held_out(spec: &Spec, sample: &Sample) -> bool {
-    if spec.validation_split == 0.0 {
-        return false;
-    }
-    let mut digest = Sha256::new();
-    digest.update(spec.seed.to_le_bytes());
-    match sample {
-        Sample::Conversation(conversation) | Sample::Labelled { conversation, .. } => {
-            opening(&conversation.messages, &mut digest);
+impl Spec {
+    /// Whether a row of `data.train` is a validation row: by how it begins, so that
+    /// conversations that begin alike are on one side.
+    pub fn holds_out(&self, sample: &Sample) -> bool {
+        if self.validation_split == 0.0 {
+            return false;
         }
-        Sample::Preference { chosen, .. } => opening(&chosen.messages, &mut digest),
-        Sample::Text(text) | Sample::Completion { prompt: text, .. } => {
-            digest.update(text.as_bytes());
+        let mut digest = Sha256::new();
+        digest.update(self.seed.to_le_bytes());
+        match sample {
+            Sample::Conversation(conversation) | Sample::Labelled { conversation, .. } => {
+                opening(&conversation.messages, &mut digest);
+            }
+            Sample::Preference { chosen, .. } => opening(&chosen.messages, &mut digest),
+            Sample::Text(text) | Sample::Completion { prompt: text, .. } => {
+                digest.update(text.as_bytes());
+            }
         }
+        let digest: [u8; 32] = digest.finalize().into();
+        let first = digest.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        (first >> 11) as f64 / ((1_u64 << 53) as f64) < self.validation_split
     }
-    let digest: [u8; 32] = digest.finalize().into();
-    let first = digest.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    (first >> 11) as f64 / ((1_u64 << 53) as f64) < spec.validation_split
 }
 
 /// What comes before the assistant's first turn.

@@ -24,7 +24,6 @@ use crate::dataset::chat::ChatEncoder;
 use crate::dataset::consent::{Ask, Counts};
 use crate::dataset::error::DatasetError;
 use crate::dataset::gate::Gate;
-use crate::dataset::ledger::Head;
 use crate::dataset::spec::{Spec, SplitFile, entries};
 use crate::dataset::survey::{Survey, SurveyedFile, judge_again, survey};
 use crate::dataset::vocabulary::Vocabulary;
@@ -50,8 +49,6 @@ pub struct Plan {
     pub memory: Memory,
     /// What is asked of every row.
     pub ask: Ask,
-    /// How far the ledgers of withdrawals have grown.
-    pub ledgers: Vec<Head>,
     /// Files of rows, in the order in which they are read.
     pub data: Vec<PlannedFile>,
     /// What training takes.
@@ -62,6 +59,7 @@ pub struct Plan {
     pub warnings: Vec<Warning>,
     /// The base on the hub, where it lies there.
     pub pinned: Option<Pinned>,
+    spec: Spec,
     base_folder: PathBuf,
     base_files: Vec<PathBuf>,
 }
@@ -159,8 +157,8 @@ impl Plan {
         let encoder = vocabulary.map(|vocabulary| vocabulary.encoder.with_clock(now));
         let gate = looking.gate(&ask);
         let survey = looking.rows(base.as_ref().zip(encoder), gate.as_ref());
-        let (Some(base), Some(trainable), Some(gate), Some(survey), true) =
-            (base, trainable, gate, survey, looking.problems.is_empty())
+        let (Some(base), Some(trainable), Some((spec, survey)), true) =
+            (base, trainable, survey, looking.problems.is_empty())
         else {
             let mut problems = looking.problems;
             problems.sort_by(|one, other| one.place.cmp(&other.place));
@@ -180,7 +178,7 @@ impl Plan {
             parameters: Parameters { trainable, frozen },
             memory,
             ask,
-            ledgers: gate.heads(),
+            spec,
             data: files
                 .map(|file| PlannedFile {
                     split: file.file.split,
@@ -249,7 +247,7 @@ impl Plan {
             base,
             data,
             ask: self.ask.clone(),
-            ledgers: self.ledgers.clone(),
+            ledgers: self.spec.gate.heads(),
             training: self.training.clone(),
         })
     }
@@ -259,8 +257,13 @@ impl Plan {
         Ok(LockedFile { path: name.to_owned(), ..pin(&self.base_folder.join(inside))? })
     }
 
-    /// Makes the run folder, complete or not at all: resolved recipe, lock, consent report.
-    pub fn begin(&self, run: &RunFolder) -> Result<(), Failure> {
+    /// Makes the run folder, complete or not at all: resolved recipe, lock, consent report, and
+    /// what `more` writes into the folder that it is given.
+    pub fn begin(
+        &self,
+        run: &RunFolder,
+        more: impl FnOnce(&Path, &Spec) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let lock = json(&self.lock()?)?;
         let report = json(&ConsentReport::new(self))?;
         let recipe = super::write(&self.recipe)?;
@@ -269,6 +272,7 @@ impl Plan {
         write_atomically(&beginning.recipe(), recipe.as_bytes())?;
         write_atomically(&beginning.lock(), lock.as_bytes())?;
         write_atomically(&beginning.consent_report(), report.as_bytes())?;
+        more(folder.path(), &self.spec)?;
         Ok(folder.finish(false)?)
     }
 }
@@ -406,7 +410,7 @@ impl Looking<'_> {
         &mut self,
         base: Option<(&BaseFolder, ChatEncoder)>,
         gate: Option<&Arc<Gate>>,
-    ) -> Option<Survey> {
+    ) -> Option<(Spec, Survey)> {
         let recipe = &self.literal.recipe;
         let before = self.problems.len();
         let found = self.files();
@@ -424,7 +428,7 @@ impl Looking<'_> {
         let spec = Spec::with_files(recipe, Arc::clone(gate), files);
         let (encoder, positions) = (Arc::new(encoder), base.architecture.max_position_embeddings);
         match survey(&spec, &encoder, positions, self.tick) {
-            Ok(survey) => Some(survey),
+            Ok(survey) => Some((spec, survey)),
             Err(error) => {
                 let key = key_of(&error, &found);
                 self.take(&key, Err(error))

@@ -80,7 +80,7 @@ impl Place {
         fs_err::write(&path, recipe).unwrap();
         let literal = heirloom::recipe::read(&path, &[])?;
         let run = RunFolder::new(self.path(name));
-        Plan::make(&literal, jiff::Timestamp::now(), &|_| {})?.begin(&run)?;
+        Plan::make(&literal, jiff::Timestamp::now(), &|_| {})?.begin(&run, |_, _| Ok(()))?;
         jobs::run(&Job::Train { run: run.path().to_owned() }, Printer::Quiet)?;
         Ok(run.path().to_owned())
     }

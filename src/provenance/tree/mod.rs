@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 mod check;
+mod commit;
 mod content;
 mod data;
 mod error;
@@ -42,6 +43,7 @@ mod writer;
 mod tests;
 
 pub use check::{Expected, Fault, check};
+pub use commit::commit;
 pub use content::record_digest;
 pub use data::each_digest;
 pub use error::TreeError;
