@@ -5,19 +5,20 @@ mod server;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use arrow::array::{ArrayRef, ListBuilder, StringArray, StringBuilder, StructBuilder};
 use arrow::datatypes::{DataType, Field, Fields};
 use arrow::record_batch::RecordBatch;
-use heirloom::dataset::source::remote::{Access, Failure, Listener, Patience};
+use heirloom::dataset::source::remote::{Access, Failure, Listener, Patience, Pin};
 use heirloom::dataset::source::{Columns, SourceError, SourceFile, pin_by, resolve_by};
 use heirloom::diagnose::Diagnose;
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 use server::{Fault, KEY, Server, Stored};
+use sha2::{Digest, Sha256};
 
 const ROWS: usize = 3000;
 const GROUP: usize = 2000;
@@ -28,6 +29,11 @@ const LONG: Duration = Duration::from_millis(900);
 
 /// Some 6 MB in two row groups, so that a column chunk has several blocks.
 fn parquet() -> Vec<u8> {
+    static BYTES: LazyLock<Vec<u8>> = LazyLock::new(written);
+    BYTES.clone()
+}
+
+fn written() -> Vec<u8> {
     let mut state = 1_u64;
     let mut noise = |length: usize| -> String {
         let mut text = String::with_capacity(length);
@@ -190,10 +196,10 @@ fn many_readers_at_once_read_what_one_reads() {
     let local = SourceFile::open(&place.local).unwrap();
     let file = place.open(&place.web()).unwrap();
     thread::scope(|scope| {
-        for reader in 0..8 {
+        for reader in 0..8_u64 {
             let (file, local) = (&file, &local);
             scope.spawn(move || {
-                let (group, skip) = (reader % 2, 100 * reader as u64);
+                let (group, skip) = (reader as usize % 2, 100 * reader);
                 let expected = rows(local, group, skip, CONTENT).unwrap();
                 assert_eq!(rows(file, group, skip, CONTENT).unwrap(), expected);
             });
@@ -453,16 +459,11 @@ fn a_pin_is_of_the_version_and_its_footer() {
     // The footer as it lies at the end of the file.
     let end = place.bytes.len() - 8;
     let length = u32::from_le_bytes(place.bytes[end..end + 4].try_into().unwrap()) as usize;
-    let digest = sha2::Sha256::digest(&place.bytes[end - length..]);
+    let digest = Sha256::digest(&place.bytes[end - length..]);
     assert_eq!(first.footer_sha256, heirloom::files::hex(&digest));
     let written = serde_json::to_string(&first).unwrap();
-    assert_eq!(
-        serde_json::from_str::<heirloom::dataset::source::remote::Pin>(&written).unwrap(),
-        first
-    );
+    assert_eq!(serde_json::from_str::<Pin>(&written).unwrap(), first);
     assert!(pin_by(&place.access, &place.local).unwrap().is_none());
     place.server.put("/data/rows.parquet", b"PAR1");
     assert!(pin_by(&place.access, &place.web()).is_err());
 }
-
-use sha2::Digest as _;

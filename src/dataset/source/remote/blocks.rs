@@ -46,8 +46,6 @@ enum Slot {
         bytes: Bytes,
         used: u64,
     },
-    /// Nobody who waited has been told yet.
-    Failed(Failure),
 }
 
 /// Blocks that one reader has taken upon itself to fetch.
@@ -77,7 +75,7 @@ impl Blocks {
         wanted: Range<u64>,
         fetch: impl FnOnce(Range<u64>) -> Result<Bytes, Failure>,
     ) -> Result<Bytes, Failure> {
-        match self.find(object, wanted)? {
+        match self.find(object, &wanted) {
             Found::Here(bytes) => Ok(bytes),
             Found::Ours(claim) => {
                 let fetched = fetch(claim.run.clone());
@@ -99,7 +97,7 @@ impl Blocks {
         Some(Claim { blocks: self, object, run: start..end, settled: false })
     }
 
-    fn find(&self, object: u64, wanted: Range<u64>) -> Result<Found<'_>, Failure> {
+    fn find(&self, object: u64, wanted: &Range<u64>) -> Found<'_> {
         let key = (object, wanted.start);
         loop {
             let mut state = self.lock();
@@ -108,12 +106,7 @@ impl Blocks {
             match state.slots.get_mut(&key) {
                 Some(Slot::Here { bytes, used }) => {
                     *used = now;
-                    return Ok(Found::Here(bytes.clone()));
-                }
-                Some(Slot::Failed(failure)) => {
-                    let failure = failure.clone();
-                    state.slots.remove(&key);
-                    return Err(failure);
+                    return Found::Here(bytes.clone());
                 }
                 Some(Slot::Coming) => {
                     // Settled, or given up: either way it is looked for again.
@@ -122,8 +115,8 @@ impl Blocks {
                 None => {
                     drop(state);
                     // Someone else may have been quicker.
-                    if let Some(claim) = self.claim_from(object, &wanted) {
-                        return Ok(Found::Ours(claim));
+                    if let Some(claim) = self.claim_from(object, wanted) {
+                        return Found::Ours(claim);
                     }
                 }
             }
@@ -184,15 +177,6 @@ impl Claim<'_> {
         drop(state);
         self.blocks.settled.notify_all();
         first
-    }
-
-    /// Hands in what was fetched ahead. A failure is for whoever comes to need the block.
-    pub(super) fn settle_ahead(self, fetched: Result<Bytes, Failure>) {
-        let (blocks, object, run) = (self.blocks, self.object, self.run.clone());
-        if let Err(failure) = self.settle(fetched) {
-            blocks.lock().slots.entry((object, run.start)).or_insert(Slot::Failed(failure));
-            blocks.settled.notify_all();
-        }
     }
 }
 
@@ -293,13 +277,12 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_told_once_and_the_next_reader_tries_again() {
+    fn after_a_failure_the_next_reader_tries_again() {
         let blocks = Blocks::new(64);
         assert_eq!(blocks.get(1, 0..1, |_| Err(Failure::Absent)), Err(Failure::Absent));
         let ahead = blocks.claim(1, 0..4).unwrap();
         assert_eq!(ahead.run(), 0..4);
-        ahead.settle_ahead(Err(Failure::Changed));
-        assert_eq!(blocks.get(1, 0..1, run), Err(Failure::Changed));
+        assert_eq!(ahead.settle(Err(Failure::Changed)), Err(Failure::Changed));
         assert!(blocks.get(1, 0..1, run).is_ok());
         drop(blocks.claim(1, 1..2).unwrap());
         assert!(blocks.get(1, 1..2, run).is_ok());

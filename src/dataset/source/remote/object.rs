@@ -228,9 +228,8 @@ fn read_ahead(object: &Arc<Object>) -> Option<SyncSender<Range<u64>>> {
         while let Ok(wished) = receiver.recv() {
             while let Some(claim) = BLOCKS.claim(object.id, wished.clone()) {
                 let fetched = object.fetch_blocks(claim.run());
-                let failed = fetched.is_err();
-                claim.settle_ahead(fetched);
-                if failed {
+                // A failure is for whoever comes to need the block, and asks again.
+                if claim.settle(fetched).is_err() {
                     break;
                 }
             }

@@ -40,6 +40,9 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// How long an answer may take that is never silent for long: some MB.
 const ANSWER: Duration = Duration::from_secs(300);
 
+/// Connections that are kept for the next request.
+const CONNECTIONS: usize = 16;
+
 /// Largest answer that is no part of an object: a page of a listing has 1,000 entries.
 const MAX_ANSWER_BYTES: u64 = 16 << 20;
 
@@ -86,6 +89,8 @@ impl Patience {
             .user_agent(concat!("heirloom/", env!("CARGO_PKG_VERSION")))
             // Parts of a compressed form would not be parts of the file.
             .accept_encoding("identity")
+            .max_idle_connections_per_host(CONNECTIONS)
+            .max_idle_connections(CONNECTIONS)
             .timeout_resolve(silence)
             .timeout_connect(silence)
             .timeout_recv_response(silence)
