@@ -53,6 +53,8 @@ pub enum AffectedError {
     NothingKnown {
         /// The registry.
         path: PathBuf,
+        /// What a search could not read.
+        unread: Vec<String>,
     },
     /// The private index of a run cannot be read.
     #[error("nobody can tell which rows the run used: {reason}")]
@@ -82,6 +84,13 @@ impl Diagnose for AffectedError {
             }
             Self::TooManyFolders { .. } => "name a smaller folder with `--search`".to_owned(),
         })
+    }
+
+    fn details(&self) -> Vec<String> {
+        match self {
+            Self::NothingKnown { unread, .. } => unread.clone(),
+            _ => Vec::new(),
+        }
     }
 }
 
@@ -196,7 +205,7 @@ pub fn affected(
     }
     known.complete();
     if known.runs.is_empty() && known.releases.is_empty() {
-        return Err(AffectedError::NothingKnown { path: registry.path().to_owned() });
+        return Err(AffectedError::NothingKnown { path: registry.path().to_owned(), unread });
     }
     let mut nodes = nodes(&known, question);
     let from = parents(&known, &nodes);

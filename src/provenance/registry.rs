@@ -28,7 +28,7 @@ use super::verify::MAX_MANIFEST_BYTES;
 use crate::diagnose::Diagnose;
 use crate::files::{read_bounded, sha256_of_bytes, sha256_of_file};
 use crate::job::ExportKind;
-use crate::recipe::lock::{Lock, MAX_BYTES as MAX_LOCK_BYTES};
+use crate::recipe::lock::MAX_BYTES as MAX_LOCK_BYTES;
 use crate::run::RunFolder;
 
 /// Longest line that is read, in bytes: a base in ten thousand files.
@@ -261,6 +261,19 @@ fn end_of_lines(file: &mut fs::File) -> io::Result<u64> {
     }
 }
 
+/// What is read of a lock, and nothing else: a run of another version is a run, too.
+#[derive(Deserialize)]
+struct LockFacts {
+    created: Timestamp,
+    base: Vec<BaseFile>,
+}
+
+#[derive(Deserialize)]
+struct BaseFile {
+    path: String,
+    sha256: String,
+}
+
 impl RunEntry {
     /// Reads a run folder.
     pub fn of(run: &RunFolder) -> Result<Self, RegistryError> {
@@ -268,9 +281,9 @@ impl RunEntry {
         let wrong = |what: String| RegistryError::Folder { path: path.clone(), what };
         let bytes =
             read_bounded(&path, MAX_LOCK_BYTES).map_err(|error| wrong(error.to_string()))?;
-        let lock: Lock =
+        let lock: LockFacts =
             serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
-        let weights = lock.base.iter().filter(|file| is_weights(&file.path.to_string_lossy()));
+        let weights = lock.base.iter().filter(|file| is_weights(&file.path));
         Ok(Self {
             run: sha256_of_bytes(&bytes),
             path: absolute(run.path()),
