@@ -40,7 +40,12 @@ fn instant(text: &str) -> Timestamp {
 }
 
 fn locked(path: &str) -> LockedFile {
-    LockedFile { path: path.into(), bytes: 9, sha256: sha256_of_bytes(path.as_bytes()) }
+    LockedFile {
+        path: path.into(),
+        bytes: 9,
+        sha256: sha256_of_bytes(path.as_bytes()),
+        remote: None,
+    }
 }
 
 fn rows(path: &str, split: Split, used: u64, excluded: &[(Reason, u64)]) -> LockedData {

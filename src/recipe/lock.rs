@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::consent::{Ask, Counts};
 use crate::dataset::ledger::Head;
+use crate::dataset::source::{self, SourceError};
 use crate::diagnose::Diagnose;
 use crate::files::sha256_of_file;
 use crate::hub::{self, HubError};
@@ -63,8 +64,12 @@ pub struct LockedFile {
     pub path: PathBuf,
     /// Size in bytes.
     pub bytes: u64,
-    /// Lower-case hex.
+    /// Of the file; of an object on a server, whose version `remote` pins, that of its Parquet
+    /// footer. Lower-case hex.
     pub sha256: String,
+    /// The version of an object on a server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<source::Pin>,
 }
 
 /// Which part of the recipe reads a file.
@@ -137,6 +142,9 @@ pub enum LockError {
         /// Why not.
         source: io::Error,
     },
+    /// An object on a server cannot be looked at.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// The file is not a lock.
     #[error("`{}` is not a lock of this version", path.display())]
     NotALock {
@@ -175,6 +183,7 @@ impl Diagnose for LockError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Read { source, .. } => return source.hint(),
+            Self::Source(error) => return error.hint(),
             Self::NotALock { .. } => {
                 "use the version of Heirloom that wrote it, or start a new run".to_owned()
             }
@@ -246,6 +255,15 @@ fn absent(error: HubError) -> io::Error {
 fn verify<'a>(files: impl IntoIterator<Item = &'a LockedFile>) -> Result<(), LockError> {
     let mut changes = Vec::new();
     for file in files {
+        if let Some(pinned) = &file.remote {
+            let now = source::pin(&file.path)?;
+            if now.as_ref() != Some(pinned) {
+                let (path, expected) = (file.path.clone(), file.sha256.clone());
+                let found = now.map(|now| now.footer_sha256);
+                changes.push(Change { path, expected, found });
+            }
+            continue;
+        }
         let place = hub::local_file(&file.path);
         let found = match place.map_err(absent).and_then(|place| sha256_of_file(&place)) {
             Ok(found) => Some(found),

@@ -6,7 +6,6 @@
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,8 +21,10 @@ use crate::base::BaseFolder;
 use crate::dataset::batch::RowFile;
 use crate::dataset::chat::ChatEncoder;
 use crate::dataset::consent::{Ask, Counts};
+use crate::dataset::describe;
 use crate::dataset::error::DatasetError;
 use crate::dataset::gate::Gate;
+use crate::dataset::source::{self, SourceError};
 use crate::dataset::spec::{Spec, SplitFile, entries};
 use crate::dataset::survey::{Survey, SurveyedFile, judge_again, survey};
 use crate::dataset::vocabulary::Vocabulary;
@@ -214,9 +215,9 @@ impl Plan {
     }
 
     /// Digests every input.
-    pub fn lock(&self) -> io::Result<Lock> {
+    pub fn lock(&self) -> Result<Lock, SourceError> {
         let base = self.base_files.iter().map(|name| self.pin_base(name));
-        let mut base = base.collect::<io::Result<Vec<_>>>()?;
+        let mut base = base.collect::<Result<Vec<_>, _>>()?;
         if let Some(template) = &self.recipe.base.chat_template
             && !self.base_files.contains(template)
         {
@@ -227,7 +228,9 @@ impl Plan {
         for planned in &self.data {
             // A file may serve several splits; once is enough to digest it.
             if !pinned.contains_key(&planned.path) {
-                pinned.insert(planned.path.clone(), pin(&planned.path)?);
+                let file = pin(&planned.path)?;
+                describe::check_digest(&planned.path, &file.sha256)?;
+                pinned.insert(planned.path.clone(), file);
             }
             data.extend(pinned.get(&planned.path).map(|file| LockedData {
                 split: planned.split.clone(),
@@ -252,7 +255,7 @@ impl Plan {
         })
     }
 
-    fn pin_base(&self, name: &Path) -> io::Result<LockedFile> {
+    fn pin_base(&self, name: &Path) -> Result<LockedFile, SourceError> {
         let inside = name.strip_prefix(&self.recipe.base.model).unwrap_or(name);
         Ok(LockedFile { path: name.to_owned(), ..pin(&self.base_folder.join(inside))? })
     }
@@ -286,9 +289,14 @@ fn named(base: &BaseFolder, model: &Path) -> Vec<PathBuf> {
     base.files().into_iter().map(name).collect()
 }
 
-fn pin(path: &Path) -> io::Result<LockedFile> {
-    let bytes = fs_err::metadata(path)?.len();
-    Ok(LockedFile { path: path.to_owned(), bytes, sha256: sha256_of_file(path)? })
+fn pin(path: &Path) -> Result<LockedFile, SourceError> {
+    let path = path.to_owned();
+    if let Some(pin) = source::pin(&path)? {
+        let (bytes, sha256) = (pin.bytes, pin.footer_sha256.clone());
+        return Ok(LockedFile { path, bytes, sha256, remote: Some(pin) });
+    }
+    let bytes = fs_err::metadata(&path)?.len();
+    Ok(LockedFile { bytes, sha256: sha256_of_file(&path)?, path, remote: None })
 }
 
 fn json(value: &impl Serialize) -> Result<String, Failure> {

@@ -6,6 +6,7 @@ use super::problem::{Fault, listed, most_alike};
 use super::{
     Adapter, Data, FORMAT, Format, Gate, Lora, Module, Optimizer, Recipe, Schedule, Source, Targets,
 };
+use crate::dataset::consent::purposes;
 use crate::diagnose::Diagnose as _;
 use crate::hub::Address;
 
@@ -228,17 +229,32 @@ impl Check<'_> {
 
     fn data(&mut self, recipe: &Recipe) {
         let data = &recipe.data;
-        for (key, terms, example) in [
-            ("data.purpose", &data.purpose, "dpv:ServiceProvision"),
-            ("data.processing", &data.processing, "ai:ModelFineTuning"),
+        type Known = fn(&str) -> bool;
+        type Nearest = fn(&str) -> Option<&'static str>;
+        let purpose: (Known, Nearest) = (purposes::is_known, purposes::nearest);
+        let processing: (Known, Nearest) =
+            (purposes::is_known_processing, purposes::nearest_processing);
+        for (key, terms, example, (is_known, nearest)) in [
+            ("data.purpose", &data.purpose, "dpv:ServiceProvision", purpose),
+            ("data.processing", &data.processing, "ai:ModelFineTuning", processing),
         ] {
             self.rule(!terms.is_empty(), key, "is empty", format!("write `[{example}]`"));
             for (index, term) in terms.iter().enumerate() {
+                let key = format!("{key}[{index}]");
                 self.rule(
                     is_curie(term),
-                    &format!("{key}[{index}]"),
+                    &key,
                     "is not a term of the form `prefix:Term`",
                     format!("write a term of the Data Privacy Vocabulary, such as `{example}`"),
+                );
+                self.rule(
+                    !is_curie(term) || is_known(term),
+                    &key,
+                    format!("is `{term}`, which is no such term of DPV 2.3"),
+                    match nearest(term) {
+                        Some(alike) => format!("did you mean `{alike}`?"),
+                        None => format!("write a term such as `{example}`"),
+                    },
                 );
             }
         }

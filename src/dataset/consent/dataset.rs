@@ -5,10 +5,8 @@
 //! asked of the whole file, because it is nothing that a single row could mend.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use fs_err as fs;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 use serde_json::{Map, Value};
@@ -19,39 +17,12 @@ use crate::diagnose::Diagnose;
 /// The footer key of a consent-bearing Parquet file.
 pub const FOOTER_KEY: &str = "consent.v1";
 
-/// The file that says the same of every Parquet file in its folder.
-pub const SIDECAR: &str = "consent.json";
-
 /// The only schema that is understood.
 const SCHEMA: &str = "consent/v1";
-
-/// A description of a data set is a few kilobytes; more is something else.
-const MAX_SIDECAR_BYTES: u64 = 16 << 20;
 
 /// What stops a whole file.
 #[derive(Debug, Error)]
 pub enum ConsentError {
-    /// The sidecar cannot be read.
-    #[error("cannot read what is said of the data set")]
-    Read(#[from] io::Error),
-    /// The sidecar is no description of a data set.
-    #[error("`{path}` does not describe a data set of the schema `{SCHEMA}`: {reason}")]
-    Sidecar {
-        /// The sidecar.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Footer and sidecar contradict each other.
-    #[error("the footer of `{path}` and `{sidecar}` disagree about `{key}`")]
-    Disagree {
-        /// The file of rows.
-        path: PathBuf,
-        /// The sidecar.
-        sidecar: PathBuf,
-        /// The first key that differs.
-        key: String,
-    },
     /// The data set was put together too long ago to go by.
     #[error("the snapshot `{path}` is of {snapshot_at}, more than {max_age} before {at}")]
     Stale {
@@ -87,15 +58,6 @@ pub enum ConsentError {
 impl Diagnose for ConsentError {
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Read(error) => return error.hint(),
-            Self::Sidecar { .. } => {
-                "mend the file, or move it away if it belongs to other data".to_owned()
-            }
-            Self::Disagree { .. } => {
-                "write the file again from its source, or move the sidecar away if it belongs to \
-                 other data"
-                    .to_owned()
-            }
             Self::Stale { .. } => {
                 "export the data again from where consent is kept up to date".to_owned()
             }
@@ -128,24 +90,6 @@ impl Dataset {
     /// can make sense of, nothing is known of the rows.
     pub fn parse(footer: Option<&str>) -> Self {
         footer.and_then(|text| described(text.as_bytes()).ok()).map(Self::of).unwrap_or_default()
-    }
-
-    /// As [`Dataset::parse`], held to the sidecar beside the file of rows `path`, which also
-    /// stands in for a footer that was dropped.
-    pub fn beside(path: &Path, footer: Option<&str>) -> Result<Self, ConsentError> {
-        let sidecar = path.with_file_name(SIDECAR);
-        let Some(text) = read_if_there(&sidecar)? else { return Ok(Self::parse(footer)) };
-        let wrong = |reason| ConsentError::Sidecar { path: sidecar.clone(), reason };
-        let beside = described(&text).map_err(wrong)?;
-        let Some(footer) = footer else { return Ok(Self::of(beside)) };
-        // A footer that cannot be read agrees with nothing.
-        let inside = described(footer.as_bytes()).unwrap_or_default();
-        let mut keys = beside.keys().chain(inside.keys());
-        if let Some(key) = keys.find(|key| beside.get(*key) != inside.get(*key)) {
-            let (path, key) = (path.to_owned(), key.clone());
-            return Err(ConsentError::Disagree { path, sidecar, key });
-        }
-        Ok(Self::of(inside))
     }
 
     fn of(mut description: Map<String, Value>) -> Self {
@@ -248,19 +192,6 @@ fn described(text: &[u8]) -> Result<Map<String, Value>, String> {
         }
     }
     Ok(description)
-}
-
-/// A pipe in its place is not waited for.
-fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, ConsentError> {
-    let wrong =
-        |reason: &str| ConsentError::Sidecar { path: path.to_owned(), reason: reason.to_owned() };
-    match fs::metadata(path) {
-        Ok(found) if !found.is_file() => Err(wrong("it is no file")),
-        Ok(found) if found.len() > MAX_SIDECAR_BYTES => Err(wrong("it is too large")),
-        Ok(_) => Ok(Some(fs::read(path)?)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error.into()),
-    }
 }
 
 #[cfg(test)]

@@ -104,36 +104,3 @@ fn a_ledger_that_nobody_gives_stops_the_file() {
     assert!(error.to_string().contains("`withdrawals.jsonl`"), "{error}");
     assert!(error.hint().unwrap().contains("data.consent.ledgers"));
 }
-
-#[test]
-fn the_sidecar_stands_in_for_a_footer_that_was_dropped_and_holds_one_that_was_not() {
-    let folder = tempfile::tempdir().unwrap();
-    let rows = folder.path().join("rows.parquet");
-    let sidecar = folder.path().join(SIDECAR);
-    let endless = r#"{"schema":"consent/v1","defaults":{"expiry":"endless"}}"#;
-    let beside = |footer| Dataset::beside(&rows, footer);
-    assert_eq!(beside(None).unwrap(), Dataset::default());
-    assert_eq!(beside(Some(endless)).unwrap(), known(true));
-    crate::dataset::fixture::write(&sidecar, endless.as_bytes());
-    assert_eq!(beside(None).unwrap(), known(true));
-    let spaced = r#"{ "defaults": { "expiry": "endless" }, "schema": "consent/v1" }"#;
-    assert_eq!(beside(Some(spaced)).unwrap(), known(true));
-    for (footer, key) in [
-        (r#"{"schema":"consent/v1","defaults":{"expiry":"P1D"}}"#, "defaults"),
-        (r#"{"schema":"consent/v1","defaults":{"expiry":"endless"},"ledger":"x"}"#, "ledger"),
-        (r#"{"schema":"consent/v1"}"#, "defaults"),
-        ("no JSON", "schema"),
-    ] {
-        let error = beside(Some(footer)).unwrap_err();
-        assert!(matches!(&error, ConsentError::Disagree { key: k, .. } if k == key), "{error}");
-    }
-    for broken in [&b"{"[..], b"\xff\xfe", br#"{"schema":"consent/v2"}"#] {
-        crate::dataset::fixture::write(&sidecar, broken);
-        let error = beside(Some(endless)).unwrap_err();
-        assert!(matches!(error, ConsentError::Sidecar { .. }), "{error}");
-        assert!(error.hint().is_some());
-    }
-    fs::remove_file(&sidecar).unwrap();
-    fs::create_dir(&sidecar).unwrap();
-    assert!(matches!(beside(Some(endless)), Err(ConsentError::Sidecar { .. })), "a folder");
-}

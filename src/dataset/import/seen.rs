@@ -5,9 +5,11 @@
 //! fit. Keys are digests, so that their first bits say where to look.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
+
+#[expect(clippy::disallowed_types, reason = "a temporary file has no path to name")]
+type Unnamed = std::fs::File;
 
 /// Keys that are kept in memory, at about 50 bytes each.
 const IN_MEMORY: usize = 1 << 20;
@@ -66,7 +68,7 @@ impl Seen {
 
 /// An open addressing table in a file.
 struct Table {
-    file: File,
+    file: Unnamed,
     /// A power of two.
     slots: u64,
     used: u64,

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use super::super::consent::{ColumnError, ConsentError};
 use super::remote::Failure;
+use crate::dataset::describe::DescribeError;
 use crate::dataset::format::LayoutError;
 use crate::diagnose::Diagnose;
 
@@ -97,6 +98,9 @@ pub enum SourceError {
         /// What is wrong with them.
         source: ColumnError,
     },
+    /// What lies beside the file contradicts it, or cannot be read.
+    #[error(transparent)]
+    Describe(#[from] DescribeError),
     /// What is said of the whole data set stops its files.
     #[error(transparent)]
     Dataset(#[from] ConsentError),
@@ -137,6 +141,7 @@ impl Diagnose for SourceError {
             }
             Self::WrongType { expected, .. } => format!("write the column again as {expected}"),
             Self::Consent { source, .. } => return source.hint(),
+            Self::Describe(error) => return error.hint(),
             Self::Dataset(error) => return error.hint(),
             Self::Layout(error) => return error.hint(),
             Self::Null { .. } => "fill in the value, or remove the row".to_owned(),

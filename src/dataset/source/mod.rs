@@ -24,11 +24,13 @@ use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 
 pub use self::columns::{Columns, RECORD_ID};
 pub use self::error::SourceError;
-use self::remote::{Access, Object, Pin, Reader, Stash};
+pub use self::remote::Pin;
+use self::remote::{Access, Object, Reader, Stash};
 pub use self::slices::Slices;
 use self::slices::Want;
 use super::consent::{self, Dataset};
 use super::contain::contain;
+use super::describe;
 
 /// The files that a path, glob or address of a recipe names, sorted.
 pub fn resolve(pattern: &str) -> Result<Vec<PathBuf>, SourceError> {
@@ -145,7 +147,13 @@ impl SourceFile {
             row = row.checked_add(rows).ok_or_else(|| wrong("too many rows".to_owned()))?;
         }
         let complete = consent::COLUMNS.iter().all(|name| fields.find(name).is_some());
-        let dataset = Dataset::beside(path, footer(&metadata, consent::FOOTER_KEY))?;
+        let inside = footer(&metadata, consent::FOOTER_KEY);
+        let said = match place {
+            Place::Local => describe::of_file(path, inside)?,
+            // Nothing is fetched that the recipe does not name.
+            Place::Remote(_) => inside.map(str::to_owned),
+        };
+        let dataset = Dataset::parse(said.as_deref());
         let path = path.to_owned();
         Ok(Self { path, place, bytes, metadata, dataset, complete, group_rows, first_rows })
     }

@@ -9,6 +9,7 @@ use arrow::array::{Array as _, AsArray as _, RecordBatch};
 use fs_err as fs;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::file::reader::ChunkReader;
 
 use super::Question;
 use crate::dataset::consent::Ask;
@@ -41,7 +42,11 @@ pub(super) fn look_up(path: &Path, question: &Question<'_>, ask: &Ask) -> Result
     contain(|| count(file, question, ask)).ok_or_else(damaged)?
 }
 
-fn count(file: std::fs::File, question: &Question<'_>, ask: &Ask) -> Result<Found, String> {
+fn count(
+    file: impl ChunkReader + 'static,
+    question: &Question<'_>,
+    ask: &Ask,
+) -> Result<Found, String> {
     let told = |error: &dyn std::error::Error| format!("the index is not readable: {error}");
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
     let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options)
