@@ -192,8 +192,11 @@ class Rules:
                 head = self.text.rfind(opening, 0, words[0])
             if head < 0:
                 return None
-            # A template may mark what it writes before the turn's own words.
-            while head - 1 in learned:
+            # A template may mark what it writes before the turn's own words, after the turn
+            # before it.
+            before = self.render(self.messages[:turns[-2] + 1]) if len(turns) > 1 else ""
+            floor = len(before) if before and self.text.startswith(before) else 0
+            while head > floor and head - 1 in learned:
                 head -= 1
             learned = {c for c in learned if c >= head}
         return learned, learned
