@@ -1,16 +1,17 @@
 //! How often something was seen before, in bounded memory.
 //!
-//! A count for each 128-bit key: in memory for the first million, from then on in an open
+//! A count for each 128-bit key: in memory for the first 200,000, from then on in an open
 //! addressing table in a temporary file without a name, which the system caches as it sees
 //! fit. Keys are digests, so that their first bits say where to look.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-/// Keys that are kept in memory, at about 50 bytes each.
-const IN_MEMORY: usize = 1 << 20;
+/// Keys that are kept in memory, in about 9 MB: as many as a table of 2^18 buckets holds.
+const IN_MEMORY: usize = 7 << 15;
 
 /// A key, and how often it was seen; 0 is a free slot.
 const SLOT_BYTES: u64 = 20;
@@ -111,8 +112,7 @@ impl Table {
             let read = SLOTS_READ.min(self.slots - at);
             let bytes = usize::try_from(read * SLOT_BYTES).unwrap_or_default();
             let Some(block) = block.get_mut(..bytes) else { return Ok(0) };
-            self.file.seek(SeekFrom::Start(at * SLOT_BYTES))?;
-            self.file.read_exact(block)?;
+            self.file.read_exact_at(block, at * SLOT_BYTES)?;
             for (index, slot) in block.chunks_exact(SLOT_BYTES as usize).enumerate() {
                 let (found, before) = parts(slot);
                 if before > 0 && found != key {
@@ -122,8 +122,7 @@ impl Table {
                 let after = before.saturating_add(times);
                 slot[..16].copy_from_slice(&key.to_le_bytes());
                 slot[16..].copy_from_slice(&after.to_le_bytes());
-                self.file.seek(SeekFrom::Start((at + index as u64) * SLOT_BYTES))?;
-                self.file.write_all(&slot)?;
+                self.file.write_all_at(&slot, (at + index as u64) * SLOT_BYTES)?;
                 self.used += u64::from(before == 0);
                 return Ok(before);
             }
