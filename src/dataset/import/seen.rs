@@ -5,10 +5,11 @@
 //! fit. Keys are digests, so that their first bits say where to look.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+
+use fs_err::File;
 
 /// Keys that are kept in memory, in about 9 MB: as many as a table of 2^18 buckets holds.
 const IN_MEMORY: usize = 7 << 15;
@@ -75,7 +76,10 @@ struct Table {
 
 impl Table {
     fn new(folder: &Path, slots: u64) -> io::Result<Self> {
-        let file = tempfile::tempfile_in(folder)?;
+        let file = File::from_parts(
+            tempfile::tempfile_in(folder)?,
+            folder.join("(a file without a name)"),
+        );
         let slots = slots.max(SLOTS_READ).next_power_of_two();
         // Zeros that take no place until they are written.
         file.set_len(slots * SLOT_BYTES)?;
@@ -112,7 +116,7 @@ impl Table {
             let read = SLOTS_READ.min(self.slots - at);
             let bytes = usize::try_from(read * SLOT_BYTES).unwrap_or_default();
             let Some(block) = block.get_mut(..bytes) else { return Ok(0) };
-            self.file.read_exact_at(block, at * SLOT_BYTES)?;
+            self.file.file().read_exact_at(block, at * SLOT_BYTES)?;
             for (index, slot) in block.chunks_exact(SLOT_BYTES as usize).enumerate() {
                 let (found, before) = parts(slot);
                 if before > 0 && found != key {
@@ -122,7 +126,7 @@ impl Table {
                 let after = before.saturating_add(times);
                 slot[..16].copy_from_slice(&key.to_le_bytes());
                 slot[16..].copy_from_slice(&after.to_le_bytes());
-                self.file.write_all_at(&slot, (at + index as u64) * SLOT_BYTES)?;
+                self.file.file().write_all_at(&slot, (at + index as u64) * SLOT_BYTES)?;
                 self.used += u64::from(before == 0);
                 return Ok(before);
             }
