@@ -384,6 +384,31 @@ fn the_same_again_gives_the_same_bytes() {
 }
 
 #[test]
+fn sidecars_say_of_the_file_what_its_footer_says_and_no_other_data_set_moves_in() {
+    let world = world();
+    world.write("in.jsonl", lines(&[json!({"messages": said()})]));
+    imported(&world, &["in.jsonl"], &[]);
+    let croissant: Value = serde_json::from_str(&world.read("croissant.json")).unwrap();
+    assert_eq!(croissant["name"], "out");
+    let digest = heirloom::files::sha256_of_file(&world.path("out.parquet")).unwrap();
+    assert!(croissant["distribution"].to_string().contains(&digest), "{croissant}");
+    let consent: Value = serde_json::from_str(&world.read("consent.json")).unwrap();
+    assert_eq!(consent["sources"]["rules"]["origin"], "written by rule");
+    world.write("consent.yaml", DECLARATION.replace("f47ac10b", "00000000"));
+    let before = world.files();
+    let ran = world.heirloom(&[
+        "data",
+        "import",
+        "in.jsonl",
+        "-o",
+        "more.parquet",
+        "--consent",
+        "consent.yaml",
+    ]);
+    assert_eq!((ran.status, world.files()), (Some(1), before), "{}", ran.stderr);
+}
+
+#[test]
 fn row_groups_are_bounded_in_rows_and_in_bytes() {
     let world = world();
     let short = (0..9000).map(|n| json!({"text": format!("{n}")}));

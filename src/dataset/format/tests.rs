@@ -233,8 +233,11 @@ fn what_is_wrong_is_said_without_what_is_written() {
     }
 }
 
-/// Messages of role, content and weight; the weight may be null throughout.
-fn messages_column(rows: &[&[(Option<&str>, Option<&str>, Option<f64>)]]) -> ArrayRef {
+/// Role, content and weight.
+type Turn<'a> = (Option<&'a str>, Option<&'a str>, Option<f64>);
+
+/// A column of lists of messages; the weight may be null throughout.
+fn messages_column(rows: &[&[Turn<'_>]]) -> ArrayRef {
     let fields = Fields::from(vec![
         Field::new("role", DataType::Utf8, true),
         Field::new("content", DataType::Utf8, true),

@@ -30,6 +30,10 @@ const KEY_BYTES: usize = 32;
 pub struct Declared {
     /// Identifies the data set: `urn:uuid:…` or another URI.
     pub dataset_id: String,
+    /// A short name; that of the output where there is none.
+    pub name: Option<String>,
+    /// A sentence or two; where the rows come from, where there is none.
+    pub description: Option<String>,
     /// Who decides over the data.
     pub controller: String,
     /// Whose law it is under, as ISO 3166 codes.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::super::describe::DescribeError;
 use super::super::format::LayoutError;
 use super::super::source::SourceError;
 use crate::diagnose::{Blame, Diagnose};
@@ -18,6 +19,9 @@ pub enum ImportError {
     /// The mapping names what is no field of the format.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// The sidecars beside the output cannot be written, or are another data set's.
+    #[error(transparent)]
+    Describe(#[from] DescribeError),
     /// An input cannot be read.
     #[error("cannot read `{}`", path.display())]
     Read {
@@ -146,6 +150,7 @@ impl Diagnose for ImportError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Source(error) => return error.hint(),
+            Self::Describe(error) => return error.hint(),
             Self::Layout(LayoutError::UnknownField { field, known }) => {
                 let known = known.iter().copied();
                 let offer = crate::recipe::problem::offer(field, known);

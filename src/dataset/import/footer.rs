@@ -1,11 +1,14 @@
 //! What is said of the whole data set: the footer `consent.v1`, in canonical JSON (RFC 8785).
 
+use std::path::Path;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::declared::Declared;
 use super::error::ImportError;
+use crate::dataset::describe::About;
 
 /// The version of DPV whose terms the columns hold.
 const DPV_VERSION: &str = "2.3";
@@ -59,6 +62,22 @@ fn set(object: &mut Value, said: &[(&str, &Option<String>)]) {
     let Some(object) = object.as_object_mut() else { return };
     for (key, value) in said {
         object.extend(value.iter().map(|value| ((*key).to_owned(), json!(value))));
+    }
+}
+
+/// What the sidecars beside `output` say of the data set.
+pub(super) fn about(declared: &Declared, output: &Path, footer: &str) -> About {
+    let stem = || output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let origins = || {
+        let origins =
+            declared.sources.iter().map(|(name, source)| format!("{name}: {}", source.origin));
+        origins.collect::<Vec<_>>().join("; ")
+    };
+    About {
+        name: declared.name.clone().unwrap_or_else(stem),
+        description: declared.description.clone().unwrap_or_else(origins),
+        consent: serde_json::from_str(footer).unwrap_or_default(),
+        ..About::default()
     }
 }
 

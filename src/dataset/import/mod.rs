@@ -3,7 +3,7 @@
 //! Owns reading sources ([`rows`]), what a row holds ([`content`]) and what is known of its
 //! consent ([`consent`], from what `consent.yaml` declares: [`declared`]), the rows that are
 //! set aside ([`reject`]) and the file that is written ([`write`]). Does not own the formats
-//! (`dataset::format`) nor the gate: a row that may never be used is imported all the same,
+//! (`dataset::format`), the sidecars (`dataset::describe`) nor the gate: a row that may never be used is imported all the same,
 //! and says so.
 //!
 //! Memory is bounded by a row group, whatever the size of the sources. The same sources, the
@@ -36,6 +36,7 @@ pub use reject::{Reason, Reject};
 pub use write::{GROUP_BYTES, GROUP_ROWS};
 
 use super::conversation::Json;
+use super::describe::{self, About};
 use super::format::{self, Kind, Wrong};
 use super::source;
 use crate::files;
@@ -82,6 +83,7 @@ pub struct Import {
     shape: Option<Shape>,
     consents: Consents,
     footer: String,
+    about: About,
     namespace: Uuid,
 }
 
@@ -142,6 +144,13 @@ impl Import {
             bytes += fs_err::metadata(path).map_err(ImportError::read(path))?.len();
         }
         let footer = footer::write(&declared, options.now)?;
+        let about = footer::about(&declared, &options.output, &footer);
+        // Before hours are spent on rows that could not be described where they lie.
+        describe::check_place(
+            folder_of(&options.output),
+            std::slice::from_ref(&options.output),
+            &about.consent,
+        )?;
         let namespace = footer::namespace(&declared.dataset_id);
         let consents = Consents::new(declared)?;
         let first = first_rows(&sources)?;
@@ -155,22 +164,19 @@ impl Import {
             })?,
         };
         format::check_names(format, &columns)?;
-        let (output, mut import) = (
-            options.output,
-            Self {
-                sources,
-                output: PathBuf::new(),
-                rejects,
-                format,
-                columns,
-                bytes,
-                shape: None,
-                consents,
-                footer,
-                namespace,
-            },
-        );
-        import.output = output;
+        let mut import = Self {
+            sources,
+            output: options.output,
+            rejects,
+            format,
+            columns,
+            bytes,
+            shape: None,
+            consents,
+            footer,
+            about,
+            namespace,
+        };
         // Texts or messages: the first row that can be read decides.
         import.shape = first
             .into_iter()
@@ -183,7 +189,14 @@ impl Import {
         let mut optional = BTreeSet::new();
         loop {
             match self.pass(&optional, progress)? {
-                Pass::Done(outcome) => return Ok(outcome),
+                Pass::Done(outcome) => {
+                    describe::write(
+                        folder_of(&self.output),
+                        std::slice::from_ref(&self.output),
+                        &self.about,
+                    )?;
+                    return Ok(outcome);
+                }
                 // At most once for each optional column, and as a rule within the first rows.
                 Pass::Wider(more) => optional.extend(more),
             }
@@ -229,12 +242,11 @@ impl Import {
         let shape = self.shape.unwrap_or(Shape::Chat);
         let layout = Layout { shape, optional: optional.clone() };
         let writer = Writer::new(output, layout, self.footer.clone())?;
-        let folder = self.output.parent().filter(|folder| !folder.as_os_str().is_empty());
         let mut reading = Reading {
             import: self,
             writer,
             rejects: Rejects::new(rejects),
-            seen: Seen::new(folder.unwrap_or(Path::new("."))),
+            seen: Seen::new(folder_of(&self.output)),
             shape,
             wanted: self.wanted(),
             outcome: self.nothing_yet(shape),
@@ -298,6 +310,12 @@ impl Import {
         })?;
         Content::new(sample, left_aside)
     }
+}
+
+/// The folder in which a file lies.
+fn folder_of(path: &Path) -> &Path {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new("."))
 }
 
 /// Lists that a source without lists has as JSON text.

@@ -1,18 +1,18 @@
 //! How often something was seen before, in bounded memory.
 //!
-//! A count for each 128-bit key: in memory for the first million, from then on in an open
+//! A count for each 128-bit key: in memory for the first 200,000, from then on in an open
 //! addressing table in a temporary file without a name, which the system caches as it sees
 //! fit. Keys are digests, so that their first bits say where to look.
 
 use std::collections::HashMap;
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-#[expect(clippy::disallowed_types, reason = "a temporary file has no path to name")]
-type Unnamed = std::fs::File;
+use fs_err::File;
 
-/// Keys that are kept in memory, at about 50 bytes each.
-const IN_MEMORY: usize = 1 << 20;
+/// Keys that are kept in memory, in about 9 MB: as many as a table of 2^18 buckets holds.
+const IN_MEMORY: usize = 7 << 15;
 
 /// A key, and how often it was seen; 0 is a free slot.
 const SLOT_BYTES: u64 = 20;
@@ -68,7 +68,7 @@ impl Seen {
 
 /// An open addressing table in a file.
 struct Table {
-    file: Unnamed,
+    file: File,
     /// A power of two.
     slots: u64,
     used: u64,
@@ -76,7 +76,10 @@ struct Table {
 
 impl Table {
     fn new(folder: &Path, slots: u64) -> io::Result<Self> {
-        let file = tempfile::tempfile_in(folder)?;
+        let file = File::from_parts(
+            tempfile::tempfile_in(folder)?,
+            folder.join("(a file without a name)"),
+        );
         let slots = slots.max(SLOTS_READ).next_power_of_two();
         // Zeros that take no place until they are written.
         file.set_len(slots * SLOT_BYTES)?;
@@ -113,8 +116,7 @@ impl Table {
             let read = SLOTS_READ.min(self.slots - at);
             let bytes = usize::try_from(read * SLOT_BYTES).unwrap_or_default();
             let Some(block) = block.get_mut(..bytes) else { return Ok(0) };
-            self.file.seek(SeekFrom::Start(at * SLOT_BYTES))?;
-            self.file.read_exact(block)?;
+            self.file.file().read_exact_at(block, at * SLOT_BYTES)?;
             for (index, slot) in block.chunks_exact(SLOT_BYTES as usize).enumerate() {
                 let (found, before) = parts(slot);
                 if before > 0 && found != key {
@@ -124,8 +126,7 @@ impl Table {
                 let after = before.saturating_add(times);
                 slot[..16].copy_from_slice(&key.to_le_bytes());
                 slot[16..].copy_from_slice(&after.to_le_bytes());
-                self.file.seek(SeekFrom::Start((at + index as u64) * SLOT_BYTES))?;
-                self.file.write_all(&slot)?;
+                self.file.file().write_all_at(&slot, (at + index as u64) * SLOT_BYTES)?;
                 self.used += u64::from(before == 0);
                 return Ok(before);
             }

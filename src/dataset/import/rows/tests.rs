@@ -6,15 +6,15 @@ use tempfile::TempDir;
 use super::super::reject::Reason;
 use super::*;
 
-/// What is found in a file: the line, and the JSON or the reason.
-fn found(name: &str, content: impl AsRef<[u8]>) -> Vec<(u64, Result<String, Reason>)> {
+/// What is found in a row: the line, and the JSON or the reason.
+type Found = (u64, Result<String, Reason>);
+
+/// What is found in a file.
+fn found(name: &str, content: impl AsRef<[u8]>) -> Vec<Found> {
     found_or_not(name, content).unwrap()
 }
 
-fn found_or_not(
-    name: &str,
-    content: impl AsRef<[u8]>,
-) -> Result<Vec<(u64, Result<String, Reason>)>, ImportError> {
+fn found_or_not(name: &str, content: impl AsRef<[u8]>) -> Result<Vec<Found>, ImportError> {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join(name);
     crate::files::write_atomically(&path, content.as_ref()).unwrap();
@@ -29,11 +29,11 @@ fn found_or_not(
     Ok(found)
 }
 
-fn good(line: u64, json: &str) -> (u64, Result<String, Reason>) {
+fn good(line: u64, json: &str) -> Found {
     (line, Ok(json.to_owned()))
 }
 
-fn bad(line: u64, reason: Reason) -> (u64, Result<String, Reason>) {
+fn bad(line: u64, reason: Reason) -> Found {
     (line, Err(reason))
 }
 
