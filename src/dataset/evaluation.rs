@@ -99,8 +99,7 @@ pub fn validation_rows(spec: &Spec, encoder: &ChatEncoder) -> Result<Vec<Documen
             let batch = batch?;
             let read = |row| {
                 // A training row is no validation row; that is known before it is tokenised.
-                if held_out && batch.verdict(row).is_ok() && !spec.holds_out(&batch.sample(row)?)
-                {
+                if held_out && batch.verdict(row).is_ok() && !spec.holds_out(&batch.sample(row)?) {
                     return Ok(None);
                 }
                 let measured = measured_row(spec.mask, encoder, &batch, row)?;

@@ -37,12 +37,7 @@ pub fn commit(folder: &Path, spec: &Spec, tick: Tick<'_>) -> Result<Commitment, 
 /// What a row is to the tree: a leaf's digest, or the word for why it is none.
 type Fate = Result<Hash, String>;
 
-fn add(
-    tree: &mut TreeWriter,
-    spec: &Spec,
-    file: &SplitFile,
-    batch: &Batch,
-) -> Result<(), Failure> {
+fn add(tree: &mut TreeWriter, spec: &Spec, file: &SplitFile, batch: &Batch) -> Result<(), Failure> {
     let fate = |row| fate(spec, file, batch, row);
     let fates: Vec<Result<Fate, Failure>> = (0..batch.len()).into_par_iter().map(fate).collect();
     for (row, fate) in fates.into_iter().enumerate() {
