@@ -261,8 +261,12 @@ fn rows_that_are_too_long_are_cut_where_a_run_cuts_them() {
     for (overlong, words, cuts) in [
         ("refuse", "longer than a window of 32, so that a run is refused", 0),
         ("drop", "longer than a window of 32, so that it is left out", 0),
-        ("truncate", "cut off after 32 tokens, with 49 trained ones", 1),
-        ("split", "cut into 4 windows of 32", 3),
+        ("truncate", "left out: nothing in its first 32 tokens is trained", 1),
+        (
+            "split",
+            "cut into windows of 32: 2 trained on, 2 left out, in which nothing is trained",
+            3,
+        ),
     ] {
         let set = format!("data.overlong={overlong}");
         let arguments = ["--first", "1", "--set", "data.sequence_length=32", "--set", &set];

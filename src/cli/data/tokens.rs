@@ -94,7 +94,9 @@ fn fate(cut: Cut) -> String {
         Overlong::Truncate if pieces == 0 => {
             format!("left out: nothing in its first {window} tokens is trained")
         }
-        Overlong::Truncate => format!("cut off after {window}, and {lost} trained ones with it"),
+        Overlong::Truncate => {
+            format!("cut off after {window} tokens, with {lost} trained ones beyond")
+        }
         Overlong::Split => {
             let text = format!("cut into windows of {window}: {pieces} trained on");
             if left_out == 0 {
