@@ -251,7 +251,7 @@ fn number(seed: u64, draw: u64, rows: u64) -> u64 {
     let digest: [u8; 32] = digest.finalize().into();
     let word = digest.iter().take(8).fold(0u64, |word, byte| word << 8 | u64::from(*byte));
     // The bias is below 2^-24 for a million million rows.
-    (u128::from(word) * u128::from(rows) >> 64) as u64
+    ((u128::from(word) * u128::from(rows)) >> 64) as u64
 }
 
 fn text(look: &Look, found: &Found) -> String {
