@@ -8,6 +8,8 @@ mod affected;
 #[cfg(test)]
 mod consent;
 #[cfg(test)]
+mod data;
+#[cfg(test)]
 mod documents;
 #[cfg(test)]
 mod families;

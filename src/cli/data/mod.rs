@@ -2,7 +2,13 @@
 
 mod consent;
 mod import;
+mod look;
+mod show;
+mod stats;
+mod tokens;
+mod visible;
 mod withdraw;
+mod words;
 
 use clap::Subcommand;
 
@@ -23,6 +29,8 @@ enum Command {
     Import(import::Arguments),
     Consent(consent::Arguments),
     Withdraw(withdraw::Arguments),
+    Show(Box<show::Arguments>),
+    Stats(stats::Arguments),
 }
 
 pub(super) fn run(arguments: Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
@@ -30,5 +38,7 @@ pub(super) fn run(arguments: Arguments, printer: Printer) -> Result<ExitStatus, 
         Command::Import(arguments) => import::run(arguments, printer),
         Command::Consent(arguments) => consent::run(&arguments, printer),
         Command::Withdraw(arguments) => withdraw::run(&arguments, printer),
+        Command::Show(arguments) => show::run(&arguments, printer),
+        Command::Stats(arguments) => stats::run(&arguments, printer),
     }
 }
