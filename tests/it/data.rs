@@ -181,7 +181,7 @@ fn hostile_text_drives_no_terminal() {
         let bad: Vec<char> = shown.chars().filter(|c| !"⟦⟧".contains(*c)).filter(drives).collect();
         assert!(bad.is_empty(), "{arguments:?}: {bad:?}");
     }
-    let shown = ok(&world, &show).replace('¦', "").replace('◦', "");
+    let shown = ok(&world, &show).replace(['¦', '◦'], "");
     assert!(shown.contains(r"\u{0}\u{7}\u{1b}[2J\u{1b}]0;owned\u{7}\r\u{9b}2J\u{202e}"), "{shown}");
     // Nothing that a row says looks as if it were trained.
     assert!(shown.contains(r"\u{27e6}not trained\u{27e7}"), "{shown}");

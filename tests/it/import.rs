@@ -150,7 +150,7 @@ fn every_format_of_the_hub_is_found_by_its_keys_and_read_back() {
         ("kto", json!({"prompt": SAID[0], "completion": SAID[1], "label": true}), "kto"),
     ] {
         let world = world();
-        world.write("in.jsonl", lines(&[row.clone()]));
+        world.write("in.jsonl", lines(std::slice::from_ref(&row)));
         let answer = imported(&world, &["in.jsonl"], &[]);
         assert_eq!(
             (&answer["source_format"], &answer["format"]),

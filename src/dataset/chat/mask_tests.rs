@@ -142,7 +142,7 @@ fn the_first_token_is_never_there_twice() {
     let once = encoder().encode(&talk, TrainOn::Assistant).unwrap();
     let encoder = configured(&begun, json!({}));
     assert_eq!(encoder.encode(&talk, TrainOn::Assistant).unwrap(), once);
-    let prompt = encoder.prompt(&chat(&["user: a"])).unwrap();
+    let prompt = encoder.prompt(chat(&["user: a"])).unwrap();
     assert_eq!(prompt[..2], [special("<|begin|>"), special("<|user|>")]);
 }
 
