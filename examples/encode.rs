@@ -4,6 +4,7 @@
 //! masking; opening the base folder is not among them.
 
 use std::error::Error;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::Instant;
 
@@ -50,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tokens: usize = documents.iter().map(|document| document.tokens.len()).sum();
     let found = json!({"seconds": seconds, "rows": documents.len(), "tokens": tokens,
                        "digest": digest});
-    println!("{found}");
+    writeln!(io::stdout(), "{found}")?;
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use crate::recipe::lock::{Size, Split};
 use crate::recipe::memory::Memory;
 use crate::recipe::plan::{Parameters, Plan, Warning};
 use crate::recipe::problem::{Place, Problem, RecipeError};
-use crate::recipe::{self, Adapter, WriteError};
+use crate::recipe::{self, Adapter, PUBLISHING, WriteError};
 use crate::track::rows::Rows;
 
 /// Say what a recipe would do, or everything that is wrong with it, without training.
@@ -214,23 +214,7 @@ fn describe(plan: &Plan) -> String {
     for (split, rows) in rows_by_split(plan) {
         lines.push(line("rows", &format!("{split}: {}", verdict(&rows))));
     }
-    let size = &plan.training;
-    lines.push(line(
-        "tokens",
-        &format!("{} a pass, {} trained", grouped(size.tokens), grouped(size.trained_tokens)),
-    ));
-    if size.dropped_overlong > 0 {
-        lines.push(line("", &format!("{} rows left out as too long", size.dropped_overlong)));
-    }
-    lines.push(line(
-        "steps",
-        &format!(
-            "{} of {} tokens, in {} epochs",
-            grouped(size.steps),
-            grouped(recipe.train.tokens_per_step as u64),
-            recipe.train.epochs
-        ),
-    ));
+    lines.extend(extent(plan));
     let memory = &plan.memory;
     lines.push(line(
         "memory",
@@ -244,6 +228,66 @@ fn describe(plan: &Plan) -> String {
         ),
     ));
     lines.join("\n")
+}
+
+/// What training takes.
+fn extent(plan: &Plan) -> Vec<String> {
+    let (size, recipe) = (&plan.training, &plan.recipe);
+    let about = if size.estimated { "about " } else { "" };
+    let mut lines = Vec::new();
+    let trained = plan.data.iter().filter(|file| file.split == Split::Train);
+    let sources = recipe.data.train.iter().enumerate();
+    for (index, source) in sources.filter(|_| recipe.data.train.len() > 1 && !size.estimated) {
+        let files = trained.clone().filter(|file| file.source == index);
+        let (tokens, learned) =
+            files.fold((0, 0), |sums, file| (sums.0 + file.tokens, sums.1 + file.trained_tokens));
+        let weight = source.weight.map(|weight| format!(", weight {weight}")).unwrap_or_default();
+        let (tokens, learned) = (grouped(tokens), grouped(learned));
+        let value = format!("{}: {tokens} tokens, {learned} trained{weight}", source.path);
+        lines.push(line("source", &value));
+    }
+    lines.push(line(
+        "tokens",
+        &format!(
+            "{about}{} a pass, {} trained",
+            grouped(size.tokens),
+            grouped(size.trained_tokens)
+        ),
+    ));
+    let room = size.windows.saturating_mul(recipe.data.sequence_length as u64).max(1);
+    lines.push(line(
+        "windows",
+        &format!(
+            "{about}{} a pass of {} tokens, {:.1} % full, packed {}",
+            grouped(size.windows),
+            grouped(recipe.data.sequence_length as u64),
+            100.0 * size.tokens as f64 / room as f64,
+            word(&recipe.data.packing)
+        ),
+    ));
+    for (rows, what) in [
+        (size.dropped_overlong, "left out as too long"),
+        (size.cut_overlong, "cut, being longer than a window"),
+        (size.held_out, "of `data.train` held out for validation"),
+    ] {
+        if rows > 0 {
+            lines.push(line("", &format!("{about}{} rows {what}", grouped(rows))));
+        }
+    }
+    lines.push(line(
+        "steps",
+        &format!(
+            "{about}{} of {} tokens, in {} epochs",
+            grouped(size.steps),
+            grouped(recipe.train.tokens_per_step as u64),
+            recipe.train.epochs
+        ),
+    ));
+    if !recipe.data.processing.iter().any(|term| term == PUBLISHING) {
+        let value = format!("not asked for: `data.processing` lacks `{PUBLISHING}`");
+        lines.push(line("publishing", &value));
+    }
+    lines
 }
 
 fn line(name: &str, value: &str) -> String {

@@ -161,7 +161,10 @@ impl Diagnose for DatasetError {
                 }
                 Self::NothingHeldOut { .. } => "raise `data.validation_split`",
                 Self::AllOverlong { .. } => "raise `data.sequence_length`",
-                Self::Lengths(error) => return error.hint(),
+                Self::Lengths(_) => {
+                    "free some space, 12 bytes a row, or name another folder for temporary files \
+                     in `TMPDIR`"
+                }
                 Self::Thread(_) => "close other programs, then run the same command again",
                 Self::Worker => return None,
             }

@@ -100,7 +100,7 @@ impl Vocabulary {
     /// The words of the base in `folder` as `words` changes them.
     pub fn open(folder: &Path, words: &recipe::Base) -> Result<Self, VocabularyError> {
         if words.chat_template.is_none() && words.added_tokens.is_empty() {
-            let encoder = ChatEncoder::open(folder)?;
+            let encoder = ChatEncoder::open_for_texts(folder)?;
             return Ok(Self { encoder, added: Vec::new(), files: None });
         }
         let mut files = read(folder).map_err(ChatError::Read)?;
@@ -275,11 +275,13 @@ fn encoder(files: &Files, words: &recipe::Base) -> Result<ChatEncoder, ChatError
         fs::create_dir_all(path.parent().unwrap_or(folder.path()))?;
         fs::write(path, bytes)?;
     }
-    ChatEncoder::open(folder.path()).map_err(|error| match (error, &words.chat_template) {
-        (ChatError::TemplateSyntax { line, reason, .. }, Some(path)) => {
-            ChatError::TemplateSyntax { path: path.clone(), line, reason }
+    ChatEncoder::open_for_texts(folder.path()).map_err(|error| {
+        match (error, &words.chat_template) {
+            (ChatError::TemplateSyntax { line, reason, .. }, Some(path)) => {
+                ChatError::TemplateSyntax { path: path.clone(), line, reason }
+            }
+            (error, _) => error,
         }
-        (error, _) => error,
     })
 }
 

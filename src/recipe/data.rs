@@ -59,8 +59,21 @@ pub struct Data {
     pub survey: SurveyOf,
 }
 
+impl Data {
+    /// Whether rows are turns by their format. Prompts and completions may be either: there a
+    /// row tells.
+    pub fn has_conversations(&self) -> bool {
+        let sources = self.train.iter().chain(&self.validation).map(|source| source.format);
+        let mut formats = sources.chain(self.test.iter().map(|suite| suite.format));
+        formats.any(|format| !matches!(format, Format::Text | Format::PromptCompletion))
+    }
+}
+
 /// What is done with rows unless the recipe says something else.
 pub const DEFAULT_PROCESSING: &str = "ai:ModelFineTuning";
+
+/// What rows must allow before anything that was learned from them is published.
+pub const PUBLISHING: &str = "dpv:MakeAvailable";
 
 fn default_processing() -> Vec<String> {
     vec![DEFAULT_PROCESSING.to_owned()]

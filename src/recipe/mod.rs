@@ -27,7 +27,8 @@ use serde::{Deserialize, Serialize};
 
 pub use data::{
     Consent, DEFAULT_MAX_HOURS, DEFAULT_MAX_NEW_TOKENS, DEFAULT_PROCESSING, Data, EndOfTurn,
-    Format, OnWithdrawal, Overlong, Packing, Source, StoppingStrategy, Suite, SurveyOf, TrainOn,
+    Format, OnWithdrawal, Overlong, PUBLISHING, Packing, Source, StoppingStrategy, Suite, SurveyOf,
+    TrainOn,
 };
 pub use read::{Literal, read};
 pub use tokens::{Module, TokenIndex, TokenIndices, UnknownToken};

@@ -16,7 +16,7 @@ use super::lock::{Lock, LockedData, LockedFile, Size, Split};
 use super::memory::Memory;
 use super::problem::{Fault, Problem, RecipeError, listed, most_alike};
 use super::read::Pinned;
-use super::{Adapter, Data, Literal, OnWithdrawal, Recipe, Targets, is_tail};
+use super::{Adapter, Data, Literal, OnWithdrawal, PUBLISHING, Recipe, Targets, is_tail};
 use crate::base::BaseFolder;
 use crate::dataset::batch::RowFile;
 use crate::dataset::chat::ChatEncoder;
@@ -24,6 +24,7 @@ use crate::dataset::consent::{Ask, Counts};
 use crate::dataset::describe;
 use crate::dataset::error::DatasetError;
 use crate::dataset::gate::Gate;
+use crate::dataset::ledger::Head;
 use crate::dataset::source::{self, SourceError};
 use crate::dataset::spec::{Spec, SplitFile, entries};
 use crate::dataset::survey::{Survey, SurveyedFile, judge_again, survey};
@@ -309,6 +310,10 @@ fn json(value: &impl Serialize) -> Result<String, Failure> {
 struct ConsentReport<'a> {
     heirloom: &'static str,
     ask: &'a Ask,
+    /// Whether the rows allow that the result is published.
+    publishable: bool,
+    /// How far the ledgers of withdrawals had grown.
+    ledgers: Vec<Head>,
     /// Over all files.
     #[serde(flatten)]
     rows: Counts,
@@ -318,7 +323,12 @@ struct ConsentReport<'a> {
 #[derive(Debug, Serialize)]
 struct ReportedFile<'a> {
     split: &'a Split,
+    /// Which entry of the split's list in the recipe it belongs to.
+    source: usize,
     path: &'a Path,
+    /// Of its rows, as they are used; 0 where the rows were not tokenised.
+    tokens: u64,
+    trained_tokens: u64,
     #[serde(flatten)]
     rows: &'a Counts,
 }
@@ -327,12 +337,17 @@ impl<'a> ConsentReport<'a> {
     fn new(plan: &'a Plan) -> Self {
         let file = |file: &'a PlannedFile| ReportedFile {
             split: &file.split,
+            source: file.source,
             path: &file.path,
+            tokens: file.tokens,
+            trained_tokens: file.trained_tokens,
             rows: &file.rows,
         };
         Self {
             heirloom: crate::VERSION,
             ask: &plan.ask,
+            publishable: plan.ask.processing.iter().any(|term| term == PUBLISHING),
+            ledgers: plan.spec.gate.heads(),
             rows: plan.rows(|_| true),
             files: plan.data.iter().map(file).collect(),
         }

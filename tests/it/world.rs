@@ -50,6 +50,10 @@ impl World {
             fs::create_dir(world.path(to)).unwrap();
             for entry in fs::read_dir(bundled.join(from)).unwrap() {
                 let path = entry.unwrap().path();
+                // What describes the files would only disagree with those that tests change.
+                if path.extension().is_some_and(|extension| extension == "json") && to == "data" {
+                    continue;
+                }
                 if path.extension().is_none_or(|extension| extension != "safetensors") {
                     let name = path.file_name().unwrap();
                     fs::copy(&path, world.path(to).join(name)).unwrap();

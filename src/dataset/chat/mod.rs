@@ -80,10 +80,16 @@ impl ChatEncoder {
     /// `generation_config.json` (all but the first where there are any) of a base folder.
     pub fn open(base_folder: &Path) -> Result<Self, ChatError> {
         let encoder = Self::open_for_texts(base_folder)?;
-        if encoder.template.is_none() && encoder.tool_template.is_none() {
-            return Err(ChatError::NoTemplate { folder: base_folder.to_owned() });
-        }
+        encoder.check_template()?;
         Ok(encoder)
+    }
+
+    /// Refuses a base that has no chat template.
+    pub fn check_template(&self) -> Result<(), ChatError> {
+        if self.template.is_none() && self.tool_template.is_none() {
+            return Err(ChatError::NoTemplate { folder: self.folder.clone() });
+        }
+        Ok(())
     }
 
     /// [`ChatEncoder::open`], where rows may need no template: one that is missing is an error

@@ -37,6 +37,9 @@ impl Looking<'_> {
             _ => "base.model",
         };
         let vocabulary = self.take(key, opened)?;
+        if self.literal.recipe.data.has_conversations() {
+            self.take("base.model", vocabulary.encoder.check_template())?;
+        }
         self.take("base.model", vocabulary.fit(base))?;
         Some(vocabulary)
     }
