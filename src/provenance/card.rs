@@ -15,10 +15,7 @@ use super::origin::{Origin, UNKNOWN_LICENCE};
 use super::statement::{Evaluation, Training};
 use crate::dataset::consent::{Ask, Reason};
 use crate::job::ExportKind;
-use crate::recipe::{Adapter, Recipe};
-
-/// DPV's word for publishing.
-const MAKE_AVAILABLE: &str = "dpv:MakeAvailable";
+use crate::recipe::{Adapter, PUBLISHING, Recipe};
 
 /// What a card tells.
 #[derive(Debug)]
@@ -264,11 +261,11 @@ impl Card<'_> {
             - Consent was judged when training began. A later withdrawal does not change these \
             weights.\n"
             .to_owned();
-        if !self.ask.processing.iter().any(|processing| processing == MAKE_AVAILABLE) {
+        if !self.ask.processing.iter().any(|processing| processing == PUBLISHING) {
             let _ = writeln!(
                 text,
                 "- The rows were not asked whether the result may be published \
-                 (`{MAKE_AVAILABLE}`)."
+                 (`{PUBLISHING}`)."
             );
         }
         text

@@ -3,6 +3,8 @@
 //! Reads the base folder, the tokenizer and every row, and computes no tensor. Every problem
 //! of every input is collected and placed at the key that names the input.
 
+mod again;
+mod begin;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +35,7 @@ use crate::diagnose::Failure;
 use crate::files::{FolderInProgress, sha256_of_file, write_atomically};
 use crate::hub;
 use crate::run::RunFolder;
+pub use again::Again;
 pub use words::Warning;
 
 /// Is told how many more rows have been looked at.
@@ -92,41 +95,6 @@ pub struct PlannedFile {
     pub tokens: u64,
     /// Of these, tokens that carry loss.
     pub trained_tokens: u64,
-}
-
-/// What is no longer as it was when a run began, and what its gate says now.
-#[derive(Clone, Debug)]
-pub struct Again {
-    /// Files of the base that are read, sorted, below what the recipe calls the base.
-    pub base_files: Vec<PathBuf>,
-    /// The files of rows, in the order of the lock.
-    pub data: Vec<SurveyedFile>,
-}
-
-impl Again {
-    /// Judges the rows of a run anew, when it goes on at `now`. What does not depend on the
-    /// time was seen when it began, and the lock has its digests: no row is tokenised.
-    pub fn look(
-        literal: &Literal,
-        lock: &Lock,
-        now: Timestamp,
-        tick: Tick<'_>,
-    ) -> Result<Self, Failure> {
-        let recipe = &literal.recipe;
-        let folder = hub::local(&recipe.base.model)?;
-        let base = BaseFolder::open(&folder, recipe.base.from_scratch)?;
-        let ledgers = &recipe.data.consent.ledgers;
-        let asked = ask(&recipe.data, now);
-        let gate = match recipe.data.consent.on_withdrawal {
-            OnWithdrawal::Stop => Gate::open(asked, ledgers)?,
-            // What the ledgers have said since, the job heeds as it goes.
-            OnWithdrawal::Drop => Gate::as_of(asked, ledgers, &lock.ledgers)?,
-        };
-        gate.extends(&lock.ledgers)?;
-        let spec = Spec::judged_by(recipe, lock, Arc::new(gate));
-        let data = judge_again(&spec, tick)?;
-        Ok(Self { base_files: named(&base, &recipe.base.model), data })
-    }
 }
 
 /// What `recipe` asks of rows when a run starts at `now`.
@@ -214,71 +182,6 @@ impl Plan {
     pub fn base_files(&self) -> &[PathBuf] {
         &self.base_files
     }
-
-    /// Digests every input.
-    pub fn lock(&self) -> Result<Lock, SourceError> {
-        let base = self.base_files.iter().map(|name| self.pin_base(name));
-        let mut base = base.collect::<Result<Vec<_>, _>>()?;
-        if let Some(template) = &self.recipe.base.chat_template
-            && !self.base_files.contains(template)
-        {
-            base.push(pin(template)?);
-        }
-        let mut pinned = BTreeMap::new();
-        let mut data = Vec::new();
-        for planned in &self.data {
-            // A file may serve several splits; once is enough to digest it.
-            if !pinned.contains_key(&planned.path) {
-                let file = pin(&planned.path)?;
-                describe::check_digest(&planned.path, &file.sha256)?;
-                pinned.insert(planned.path.clone(), file);
-            }
-            data.extend(pinned.get(&planned.path).map(|file| LockedData {
-                split: planned.split.clone(),
-                source: planned.source,
-                file: file.clone(),
-                rows: planned.rows.clone(),
-                used_sha256: planned.used_sha256.clone(),
-                tokens: planned.tokens,
-                trained_tokens: planned.trained_tokens,
-            }));
-        }
-        Ok(Lock {
-            heirloom: crate::VERSION.to_owned(),
-            created: self.ask.at,
-            recipe_sha256: self.recipe_sha256.clone(),
-            hub: self.pinned.as_ref().map(|pinned| pinned.pin.clone()),
-            base,
-            data,
-            ask: self.ask.clone(),
-            ledgers: self.spec.gate.heads(),
-            training: self.training.clone(),
-        })
-    }
-
-    fn pin_base(&self, name: &Path) -> Result<LockedFile, SourceError> {
-        let inside = name.strip_prefix(&self.recipe.base.model).unwrap_or(name);
-        Ok(LockedFile { path: name.to_owned(), ..pin(&self.base_folder.join(inside))? })
-    }
-
-    /// Makes the run folder, complete or not at all: resolved recipe, lock, consent report, and
-    /// what `more` writes into the folder that it is given.
-    pub fn begin(
-        &self,
-        run: &RunFolder,
-        more: impl FnOnce(&Path, &Spec) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        let lock = json(&self.lock()?)?;
-        let report = json(&ConsentReport::new(self))?;
-        let recipe = super::write(&self.recipe)?;
-        let folder = FolderInProgress::beside(run.path())?;
-        let beginning = RunFolder::new(folder.path());
-        write_atomically(&beginning.recipe(), recipe.as_bytes())?;
-        write_atomically(&beginning.lock(), lock.as_bytes())?;
-        write_atomically(&beginning.consent_report(), report.as_bytes())?;
-        more(folder.path(), &self.spec)?;
-        Ok(folder.finish(false)?)
-    }
 }
 
 /// The files of a base, below what the recipe calls it: its folder, or its address.
@@ -288,70 +191,6 @@ fn named(base: &BaseFolder, model: &Path) -> Vec<PathBuf> {
         Err(_) => path,
     };
     base.files().into_iter().map(name).collect()
-}
-
-fn pin(path: &Path) -> Result<LockedFile, SourceError> {
-    let path = path.to_owned();
-    if let Some(pin) = source::pin(&path)? {
-        let (bytes, sha256) = (pin.bytes, pin.footer_sha256.clone());
-        return Ok(LockedFile { path, bytes, sha256, remote: Some(pin) });
-    }
-    let bytes = fs_err::metadata(&path)?.len();
-    Ok(LockedFile { bytes, sha256: sha256_of_file(&path)?, path, remote: None })
-}
-
-fn json(value: &impl Serialize) -> Result<String, Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(super::WriteError::Json)?;
-    Ok(text + "\n")
-}
-
-/// Contents of `consent_report.json`: which rows may be used, and why not the others.
-#[derive(Debug, Serialize)]
-struct ConsentReport<'a> {
-    heirloom: &'static str,
-    ask: &'a Ask,
-    /// Whether the rows allow that the result is published.
-    publishable: bool,
-    /// How far the ledgers of withdrawals had grown.
-    ledgers: Vec<Head>,
-    /// Over all files.
-    #[serde(flatten)]
-    rows: Counts,
-    files: Vec<ReportedFile<'a>>,
-}
-
-#[derive(Debug, Serialize)]
-struct ReportedFile<'a> {
-    split: &'a Split,
-    /// Which entry of the split's list in the recipe it belongs to.
-    source: usize,
-    path: &'a Path,
-    /// Of its rows, as they are used; 0 where the rows were not tokenised.
-    tokens: u64,
-    trained_tokens: u64,
-    #[serde(flatten)]
-    rows: &'a Counts,
-}
-
-impl<'a> ConsentReport<'a> {
-    fn new(plan: &'a Plan) -> Self {
-        let file = |file: &'a PlannedFile| ReportedFile {
-            split: &file.split,
-            source: file.source,
-            path: &file.path,
-            tokens: file.tokens,
-            trained_tokens: file.trained_tokens,
-            rows: &file.rows,
-        };
-        Self {
-            heirloom: crate::VERSION,
-            ask: &plan.ask,
-            publishable: plan.ask.processing.iter().any(|term| term == PUBLISHING),
-            ledgers: plan.spec.gate.heads(),
-            rows: plan.rows(|_| true),
-            files: plan.data.iter().map(file).collect(),
-        }
-    }
 }
 
 /// Looks at one input after the other, whatever is wrong with those before.
