@@ -21,6 +21,7 @@ fn main() -> ExitCode {
     match serde_json::from_str::<Envelope>(&argument) {
         Ok(envelope) => {
             let printer = Printer::from(envelope.verbosity);
+            heirloom::cli::say_retries(printer);
             exit::conclude(printer, run(&envelope, printer))
         }
         Err(source) => exit::conclude(Printer::Normal, Err(EngineError::NoJob { source }.into())),

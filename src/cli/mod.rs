@@ -20,15 +20,18 @@ mod train;
 mod verify;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+use crate::dataset::source::remote::on_retry;
 use crate::diagnose::Failure;
 use exit::ExitStatus;
 use printer::Printer;
 
 const AFTER_HELP: &str = "\
 Examples:
+  heirloom data import rows.jsonl --consent consent.yaml -o rows.parquet
   heirloom check recipes/quickstart.yaml     what a recipe would do, and all that is wrong with it
   heirloom train recipes/quickstart.yaml     train it; the result lies in runs/quickstart
   heirloom eval runs/quickstart --suite catalogue --baseline data/seedling
@@ -70,7 +73,13 @@ pub fn main() -> ExitCode {
         Err(error) => return explain(&error).into(),
     };
     let printer = if arguments.quiet { Printer::Quiet } else { Printer::Normal };
+    say_retries(printer);
     exit::conclude(printer, run(arguments.command, printer))
+}
+
+/// A server that stalls should not look like a program that does.
+pub fn say_retries(printer: Printer) {
+    on_retry(Arc::new(move |words| printer.note(words)));
 }
 
 fn run(command: Command, printer: Printer) -> Result<ExitStatus, Failure> {

@@ -119,11 +119,6 @@ fn bar(name: &str, length: u64) -> ProgressBar {
     }
 }
 
-/// Says something on stderr outside of any display.
-pub fn say(words: &str) {
-    line(words);
-}
-
 /// When even stderr is closed, there is nobody left to tell.
 fn line(words: &str) {
     let _ = writeln!(io::stderr(), "{words}");

@@ -70,8 +70,7 @@ pub struct Pin {
 
 static LISTENER: OnceLock<Listener> = OnceLock::new();
 
-/// Has every request that is made again told to `listener` instead of to stderr. The first
-/// call counts.
+/// Has every request that is made again told to `listener`. The first call counts.
 pub fn on_retry(listener: Listener) {
     let _ = LISTENER.set(listener);
 }
@@ -96,9 +95,10 @@ impl Access {
                 })
                 .filter(|(name, _)| name.starts_with("AWS_"))
                 .collect();
-            let listener: Listener = Arc::new(|words: &str| match LISTENER.get() {
-                Some(listener) => listener(words),
-                None => crate::track::transfers::say(words),
+            let listener: Listener = Arc::new(|words: &str| {
+                if let Some(listener) = LISTENER.get() {
+                    listener(words);
+                }
             });
             Self::new(variables, Patience::default(), listener)
         })
