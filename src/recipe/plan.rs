@@ -7,34 +7,29 @@ mod again;
 mod begin;
 mod words;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use super::lock::{Lock, LockedData, LockedFile, Size, Split};
+use super::lock::{Size, Split};
 use super::memory::Memory;
 use super::problem::{Fault, Problem, RecipeError, listed, most_alike};
 use super::read::Pinned;
-use super::{Adapter, Data, Literal, OnWithdrawal, PUBLISHING, Recipe, Targets, is_tail};
+use super::{Adapter, Data, Literal, Recipe, Targets, is_tail};
 use crate::base::BaseFolder;
 use crate::dataset::batch::RowFile;
 use crate::dataset::chat::ChatEncoder;
 use crate::dataset::consent::{Ask, Counts};
-use crate::dataset::describe;
 use crate::dataset::error::DatasetError;
 use crate::dataset::gate::Gate;
-use crate::dataset::ledger::Head;
-use crate::dataset::source::{self, SourceError};
 use crate::dataset::spec::{Spec, SplitFile, entries};
-use crate::dataset::survey::{Survey, SurveyedFile, judge_again, survey};
+use crate::dataset::survey::{Survey, survey};
 use crate::dataset::vocabulary::Vocabulary;
 use crate::diagnose::Failure;
-use crate::files::{FolderInProgress, sha256_of_file, write_atomically};
 use crate::hub;
-use crate::run::RunFolder;
 pub use again::Again;
 pub use words::Warning;
 

@@ -5,9 +5,7 @@ mod data;
 use std::collections::BTreeSet;
 
 use super::problem::{Fault, listed, most_alike};
-use super::{
-    Adapter, Data, FORMAT, Format, Gate, Lora, Module, Optimizer, Recipe, Schedule, Source, Targets,
-};
+use super::{Adapter, FORMAT, Gate, Lora, Module, Optimizer, Recipe, Schedule, Targets};
 use crate::diagnose::Diagnose as _;
 use crate::hub::Address;
 
