@@ -31,12 +31,14 @@ use printer::Printer;
 
 const AFTER_HELP: &str = "\
 Examples:
-  heirloom data import rows.jsonl --consent consent.yaml -o rows.parquet
+  heirloom data import letters.jsonl -o letters.parquet --consent consent.yaml
+                                             rows with their consent, from JSONL, CSV or Parquet
   heirloom check recipes/quickstart.yaml     what a recipe would do, and all that is wrong with it
   heirloom train recipes/quickstart.yaml     train it; the result lies in runs/quickstart
   heirloom eval runs/quickstart --suite catalogue --baseline data/seedling
   heirloom export runs/quickstart --to adapter -o releases/quickstart
   heirloom verify releases/quickstart        prove that a release is what its manifest says
+  heirloom lineage affected --record ID      which runs and models used a record
 
 `heirloom COMMAND --help` says more about each command.";
 

@@ -26,7 +26,7 @@ Examples:
 
 Only the consent columns are read, never what the rows say.")]
 pub(in crate::cli) struct Arguments {
-    /// A Parquet file, or a glob of them.
+    /// A Parquet file, a glob of them, or an address.
     path: String,
     /// The recipe that asks: its purpose, processing, `max_hours` and ledgers.
     #[arg(long)]

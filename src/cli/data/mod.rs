@@ -19,6 +19,9 @@ pub(super) use withdraw::subject;
 
 /// Bring rows in with their consent, look at them, and record withdrawals.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+In this order, with rows of your own: import, consent, show, stats; docs/guide/your-data.md walks
+through it. `heirloom data COMMAND --help` says more about each.")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Command,

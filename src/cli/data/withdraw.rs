@@ -27,11 +27,13 @@ const MAX_KEY_BYTES: u64 = 4096;
     after_help = "\
 Examples:
   heirloom data withdraw --ledger withdrawals.jsonl --record 0198f2c0-7b1e-7cc1-9d9e-2f6a4b1c0d11
-  heirloom data withdraw --ledger withdrawals.jsonl --subject-id ada@example.org --key-file subjects.key
+  heirloom data withdraw --ledger withdrawals.jsonl --subject-id ada@example.org \\
+      --key-file subject.key
   heirloom data withdraw --ledger withdrawals.jsonl --record 17 --scope purpose=dpv:Marketing \\
       --effective 2026-05-01T00:00:00Z --evidence letter.pdf
 
-The ledger only grows: what is written down stays. It is begun where there is none."
+The ledger only grows: what is written down stays. It is begun where there is none; an empty file
+is a ledger without events. `heirloom lineage affected` says what was made of the rows."
 )]
 pub(in crate::cli) struct Arguments {
     /// The ledger, such as `withdrawals.jsonl`.

@@ -26,8 +26,10 @@ use crate::run::RunFolder;
     after_help = "\
 Examples:
   heirloom lineage check-proof proof.json --manifest releases/quickstart --key record_key
-  heirloom lineage check-proof proof.json --manifest releases/quickstart --data data/catalogue/train-00000.parquet
-  heirloom lineage check-proof proof.json --root 5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328 --key record_key"
+  heirloom lineage check-proof proof.json --manifest releases/quickstart \\
+      --data data/catalogue/train-00000.parquet
+  heirloom lineage check-proof proof.json --key record_key \\
+      --root 5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
 )]
 pub(in crate::cli) struct Arguments {
     /// The proof.

@@ -20,7 +20,8 @@ use crate::run::RunFolder;
 #[command(after_help = "\
 Examples:
   heirloom lineage prove --record 0198f2c0-5d2e-7aa0-8c4e-0a6f1f2b3c4d runs/quickstart
-  heirloom lineage prove --record 0198f2c0-5d2e-7aa0-8c4e-0a6f1f2b3c4d runs/quickstart -o proof.json --include-key")]
+  heirloom lineage prove --record 0198f2c0-5d2e-7aa0-8c4e-0a6f1f2b3c4d runs/quickstart \\
+      -o proof.json --include-key")]
 pub(in crate::cli) struct Arguments {
     /// A run folder with its private index of records.
     run: PathBuf,
