@@ -22,7 +22,7 @@ Examples:
   heirloom data consent 'data/catalogue/train-*.parquet' --recipe recipes/quickstart.yaml
   heirloom data consent data/catalogue/test.parquet --recipe recipes/quickstart.yaml --format json
   heirloom data consent data/catalogue/test.parquet --recipe recipes/quickstart.yaml \\
-      --at 2098-12-31T00:00:00Z --explain 0c8b1f6e-7f8e-8a53-9f3f-0f7f2a026a10
+      --at 2098-12-31T00:00:00Z --explain 06230c26-4e03-8bee-b537-5d378862106e
 
 Only the consent columns are read, never what the rows say.")]
 pub(in crate::cli) struct Arguments {

@@ -26,7 +26,7 @@ const MAX_KEY_BYTES: u64 = 4096;
     group(clap::ArgGroup::new("who").required(true)),
     after_help = "\
 Examples:
-  heirloom data withdraw --ledger withdrawals.jsonl --record 0198f2c0-7b1e-7cc1-9d9e-2f6a4b1c0d11
+  heirloom data withdraw --ledger withdrawals.jsonl --record b6c87583-d112-8a2e-a75d-79c5f8568057
   heirloom data withdraw --ledger withdrawals.jsonl --subject-id ada@example.org \\
       --key-file subject.key
   heirloom data withdraw --ledger withdrawals.jsonl --record 17 --scope purpose=dpv:Marketing \\

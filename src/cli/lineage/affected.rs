@@ -19,7 +19,7 @@ use crate::recipe::WriteError;
     group(clap::ArgGroup::new("whose").required(true)),
     after_help = "\
 Examples:
-  heirloom lineage affected --record 0198f2c0-7b1e-7cc1-9d9e-2f6a4b1c0d11
+  heirloom lineage affected --record b6c87583-d112-8a2e-a75d-79c5f8568057
   heirloom lineage affected --ledger withdrawals.jsonl --search /archive/runs --format json
 
 Exit status 0 means that the answer is complete, 1 that of some runs nobody can tell."

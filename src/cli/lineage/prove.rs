@@ -19,8 +19,8 @@ use crate::run::RunFolder;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  heirloom lineage prove --record 0198f2c0-5d2e-7aa0-8c4e-0a6f1f2b3c4d runs/quickstart
-  heirloom lineage prove --record 0198f2c0-5d2e-7aa0-8c4e-0a6f1f2b3c4d runs/quickstart \\
+  heirloom lineage prove --record b6c87583-d112-8a2e-a75d-79c5f8568057 runs/quickstart
+  heirloom lineage prove --record b6c87583-d112-8a2e-a75d-79c5f8568057 runs/quickstart \\
       -o proof.json --include-key")]
 pub(in crate::cli) struct Arguments {
     /// A run folder with its private index of records.
