@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arrow::array::{Array as _, AsArray as _};
 use arrow::record_batch::RecordBatch;
 
 use super::consent::{ConsentColumns, Reason};
@@ -16,6 +17,9 @@ use super::gate::Gate;
 use super::sample::Sample;
 use super::source::{Columns, Slices, SourceError, SourceFile};
 use super::spec::SplitFile;
+
+/// The column of a row's salt, in private copies only.
+const SALT: &str = "record_salt";
 
 /// A file of rows of a format.
 #[derive(Clone, Debug)]
@@ -62,7 +66,7 @@ impl RowFile {
 
     /// The rows of a row group without its first `skip`, so many at a time.
     pub fn batches(&self, group: usize, skip: u64, rows: usize, read: Read) -> Batches {
-        let content: Vec<&str> = self.layout.columns().collect();
+        let content: Vec<&str> = self.layout.columns().chain([SALT]).collect();
         let columns = match read {
             Read::Consent => Columns::Consent,
             Read::Content => Columns::And(&content),
@@ -150,6 +154,13 @@ impl Batch {
     /// Whom the row is about.
     pub fn subject(&self, row: usize) -> Option<&[u8; 32]> {
         self.consent.subject(row)
+    }
+
+    /// The salt that a private copy keeps of the row.
+    pub fn salt(&self, row: usize) -> Option<[u8; 32]> {
+        let salts = self.rows.column_by_name(SALT)?.as_fixed_size_binary_opt()?;
+        let there = row < salts.len() && salts.is_valid(row);
+        there.then(|| salts.value(row))?.try_into().ok()
     }
 
     /// What the row records about its consent.

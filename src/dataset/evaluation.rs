@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::batch::{Read, RowFile};
+use super::batch::{Batch, Read, RowFile};
 use super::chat::{ChatEncoder, Document, LossMask};
 use super::consent::Counts;
-use super::conversation::Conversation;
+use super::conversation::{Conversation, Json};
 use super::error::{DatasetError, split_name};
 use super::gate::Gate;
 use super::rows::measured_row;
@@ -52,12 +52,7 @@ pub fn evaluation_rows(
                 let measured = measured_row(LossMask::default(), encoder, &batch, row)?;
                 let Ok((sample, document)) = measured else { return Ok(None) };
                 let record_id = batch.record_id(row).to_owned();
-                let (prompt, reference) =
-                    question(sample).ok_or_else(|| DatasetError::NoAnswer {
-                        path: batch.path().to_owned(),
-                        row: batch.row_in_file(row),
-                        record_id: record_id.clone(),
-                    })?;
+                let (prompt, reference) = question(sample, &batch, row)?;
                 Ok(Some(EvaluationRow { record_id, prompt, reference, document }))
             };
             for (row, read) in in_order(&batch, read)?.into_iter().enumerate() {
@@ -73,13 +68,28 @@ pub fn evaluation_rows(
     Ok((rows, counts))
 }
 
-/// A conversation before the assistant's last turn, and that turn.
-fn question(sample: Sample) -> Option<(Conversation, String)> {
-    let Sample::Conversation(mut conversation) = sample else { return None };
-    let messages = &mut conversation.messages;
-    let is_answer = |message: &super::conversation::Json| {
-        message.get("role").and_then(Value::as_str) == Some("assistant")
+/// What a row of a suite asks, and what it should be answered: a conversation before the
+/// assistant's last turn, and that turn.
+pub(super) fn question(
+    sample: Sample,
+    batch: &Batch,
+    row: usize,
+) -> Result<(Conversation, String), DatasetError> {
+    let conversation = match sample {
+        Sample::Conversation(conversation) => Some(conversation),
+        _ => None,
     };
+    conversation.and_then(asked_and_answered).ok_or_else(|| DatasetError::NoAnswer {
+        path: batch.path().to_owned(),
+        row: batch.row_in_file(row),
+        record_id: batch.record_id(row).to_owned(),
+    })
+}
+
+fn asked_and_answered(mut conversation: Conversation) -> Option<(Conversation, String)> {
+    let messages = &mut conversation.messages;
+    let is_answer =
+        |message: &Json| message.get("role").and_then(Value::as_str) == Some("assistant");
     let last = messages.iter().rposition(is_answer)?;
     let answer = messages.get(last)?.get("content").and_then(Value::as_str).unwrap_or_default();
     let answer = answer.to_owned();

@@ -7,6 +7,7 @@ use fs_err as fs;
 use heirloom::base::BaseFolder;
 use heirloom::cli::printer::Printer;
 use heirloom::dataset::evaluation::validation_rows;
+use heirloom::dataset::gate::Gate;
 use heirloom::dataset::stream::{Spec, Stream};
 use heirloom::dataset::vocabulary::{self, Vocabulary};
 use heirloom::diagnose::Failure;
@@ -50,15 +51,20 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     let mut trainer = Trainer::open(&recipe, &base, &lock.training, run.checkpoints())?;
     // Reads and tokenises ahead on threads of its own.
     let spec = Spec::locked(&recipe, &lock)?;
+    // What is only measured is judged by all that is known when it is.
+    let now = || -> Result<Spec, Failure> {
+        let gate = Gate::open(lock.ask.clone(), &recipe.data.consent.ledgers)?;
+        Ok(Spec::judged_by(&recipe, &lock, Arc::new(gate)))
+    };
     let from = trainer.progress.position.clone();
-    let stream = Stream::open(spec.clone(), Arc::clone(&encoder), from)?;
+    let stream = Stream::open(spec, Arc::clone(&encoder), from)?;
     let watch = Watch::open(&recipe.data.consent, lock.ask.clone(), &lock.ledgers)?;
     let stream = stream.without(watch.refused());
     let mut heed = Heed { watch, on: recipe.data.consent.on_withdrawal, rows: 0, printer };
     // A run that goes on may have slept through a withdrawal.
     heed.count(&run, trainer.progress.step)?;
     let validation =
-        || -> Result<_, Failure> { Ok(eval::batches(&validation_rows(&spec, &encoder)?)) };
+        || -> Result<_, Failure> { Ok(eval::batches(&validation_rows(&now()?, &encoder)?)) };
     let done = trainer.progress.step;
     let mut sinks = Sinks::default();
     sinks.push(Jsonl::open(&run.metrics(), done).map_err(EngineError::from)?);
@@ -88,6 +94,7 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
         let Some(suite) = recipe.data.test.iter().find(|suite| suite.name == *name) else {
             continue;
         };
+        let spec = now()?;
         let files = spec.files_of(&Split::Test(name.clone())).cloned().collect::<Vec<_>>();
         let rows = evaluate::read(&files, &encoder, &spec.gate)?;
         let with_baseline = matches!(recipe.adapter, Adapter::Lora(_));

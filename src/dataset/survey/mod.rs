@@ -16,6 +16,7 @@ use super::batch::{Batch, Read, RowFile};
 use super::chat::{ChatEncoder, Document, LossMask};
 use super::consent::{Counts, Reason};
 use super::error::{DatasetError, split_name};
+use super::evaluation::question;
 use super::rows::{Fate, measured_row, training_row};
 use super::spec::{Spec, SplitFile};
 use super::stream::{Extent, Groups, Lengths, Position, Recorded, Recorder, Shape, Steps, opener};
@@ -187,6 +188,9 @@ impl Look<'_> {
         for batch in rows.all(SLICE_ROWS, Read::Content) {
             let batch = batch?;
             let measured = |row| {
+                if matches!(file.split, Split::Test(_)) && batch.verdict(row).is_ok() {
+                    question(batch.sample(row)?, &batch, row)?;
+                }
                 let row_of = measured_row(mask, self.encoder, &batch, row)?;
                 if let Ok((_, document)) = &row_of {
                     self.refuse_beyond(document, answer, &batch, row)?;

@@ -12,11 +12,12 @@ use crate::files::sha256_of_bytes;
 use crate::provenance::counts::{Published, Rows};
 use crate::provenance::origin::Origin;
 use crate::provenance::statement::{
-    Annotations, BASE, BUILD_TYPE, BUILDER_ID, BuildDefinition, Builder, Consent, Evaluation,
-    External, IntendedUse, Internal, Metadata, RecordTree, Resolved, Resource, RunDetails, sha256,
+    Annotations, BASE, BUILD_TYPE, BUILDER_ID, BuildDefinition, Builder, Consent, Digests,
+    Evaluation, External, IntendedUse, Internal, Metadata, RecordTree, Resolved, Resource,
+    RunDetails, sha256,
 };
 use crate::provenance::tree::{Commitment, TreeError};
-use crate::recipe::lock::{LockedData, Split};
+use crate::recipe::lock::{LockedData, LockedFile, Split};
 use crate::run::EvalReport;
 
 /// `train`, `validation` or `test/SUITE`.
@@ -98,7 +99,7 @@ fn dependencies(facts: &Facts, origin: &Origin) -> Vec<Resource> {
         let rows = Rows::of(&data.rows);
         resources.push(Resource {
             name: data.file.path.display().to_string(),
-            digest: sha256(&data.file.sha256),
+            digest: input_digest(&data.file),
             media_type: Some("application/vnd.apache.parquet".to_owned()),
             annotations: Some(Annotations {
                 split: Some(split_label(&data.split)),
@@ -121,6 +122,15 @@ fn dependencies(facts: &Facts, origin: &Origin) -> Vec<Resource> {
         ..Resource::default()
     });
     resources
+}
+
+/// The digest of an input. Of an object on a server only the Parquet footer was digested: that
+/// must not pass for the digest of its bytes.
+fn input_digest(file: &LockedFile) -> Digests {
+    match &file.remote {
+        None => sha256(&file.sha256),
+        Some(_) => Digests::from([("parquetFooterSha256".to_owned(), file.sha256.clone())]),
+    }
 }
 
 pub(super) fn run_details(

@@ -25,7 +25,9 @@ pub fn commit(folder: &Path, spec: &Spec, tick: Tick<'_>) -> Result<Commitment, 
     let mut tree = TreeWriter::new(folder, Key::random()?)?;
     for file in &spec.files {
         let rows = RowFile::open(file, &spec.gate)?;
-        for batch in rows.all(ROWS, Read::Content) {
+        // What is not learned from needs no digest.
+        let read = if file.split == Split::Train { Read::Content } else { Read::Consent };
+        for batch in rows.all(ROWS, read) {
             let batch = batch?;
             add(&mut tree, spec, file, &batch)?;
             tick(batch.len() as u64);
@@ -45,7 +47,7 @@ fn add(tree: &mut TreeWriter, spec: &Spec, file: &SplitFile, batch: &Batch) -> R
         tree.add(&Row {
             record_id: batch.record_id(row),
             subject: batch.subject(row).copied(),
-            salt: None,
+            salt: batch.salt(row),
             digest: fate.as_ref().ok().copied(),
             left_out: fate.as_ref().err().map(String::as_str),
         })?;
