@@ -126,7 +126,8 @@ impl Heed {
         }
         if rows > self.rows {
             self.printer.note(&format!(
-                "withdrawn since the run began: {rows} rows, left out from step {} on",
+                "withdrawn since the run began: {}, left out from step {} on",
+                crate::error::rows(rows),
                 step + 1
             ));
         }

@@ -12,4 +12,5 @@ mod runs;
 mod support;
 mod tokens;
 mod weights;
+mod withdrawals;
 mod words;
