@@ -7,6 +7,7 @@ use fs_err as fs;
 use heirloom::base::BaseFolder;
 use heirloom::cli::printer::Printer;
 use heirloom::dataset::evaluation::validation_rows;
+use heirloom::dataset::gate::Gate;
 use heirloom::dataset::stream::{Spec, Stream};
 use heirloom::dataset::vocabulary::{self, Vocabulary};
 use heirloom::diagnose::Failure;
@@ -57,8 +58,20 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     let mut heed = Heed { watch, on: recipe.data.consent.on_withdrawal, rows: 0, printer };
     // A run that goes on may have slept through a withdrawal.
     heed.count(&run, trainer.progress.step)?;
-    let validation =
-        || -> Result<_, Failure> { Ok(eval::batches(&validation_rows(&spec, &encoder)?)) };
+    // What is measured is read as the ledgers are by then: it moves no training row.
+    let judged_now = || -> Result<Spec, Failure> {
+        let gate = Gate::open(lock.ask.clone(), &recipe.data.consent.ledgers)?;
+        Ok(Spec::judged_by(&recipe, &lock, Arc::new(gate)))
+    };
+    let (watch, mut read_at) = (Arc::clone(&heed.watch), None);
+    let validation = || -> Result<_, Failure> {
+        let heads = Some(watch.heads());
+        if read_at == heads {
+            return Ok(None);
+        }
+        read_at = heads;
+        Ok(Some(eval::batches(&validation_rows(&judged_now()?, &encoder)?)))
+    };
     let done = trainer.progress.step;
     let mut sinks = Sinks::default();
     sinks.push(Jsonl::open(&run.metrics(), done).map_err(EngineError::from)?);
@@ -83,7 +96,7 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     // Training is safe: from here on Ctrl-C simply ends the program.
     stop.end_at_once();
 
-    let mut reports = Vec::new();
+    let (mut reports, spec) = (Vec::new(), judged_now()?);
     for name in &recipe.eval.suites {
         let Some(suite) = recipe.data.test.iter().find(|suite| suite.name == *name) else {
             continue;

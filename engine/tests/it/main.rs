@@ -5,6 +5,7 @@
 mod adapters;
 mod export;
 mod families;
+mod formats;
 mod generate;
 mod goldens;
 mod perplexity;
