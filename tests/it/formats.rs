@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float64Array, ListBuilder, StringArray, StringBuilder, StructBuilder};
+use arrow::array::{
+    ArrayRef, Float64Array, ListBuilder, StringArray, StringBuilder, StructBuilder,
+};
 use arrow::datatypes::{DataType, Field, Fields};
 use arrow::record_batch::RecordBatch;
 use fs_err as fs;
@@ -95,7 +97,8 @@ impl Place {
     fn new() -> Self {
         let world = World::new();
         world.write("consent.yaml", DECLARATION);
-        let rows: String = (0..ROWS).map(|row| format!("{}\n", json!({"text": row.to_string()}))).collect();
+        let rows: String =
+            (0..ROWS).map(|row| format!("{}\n", json!({"text": row.to_string()}))).collect();
         world.write("rows.jsonl", rows);
         let import = ["data", "import", "rows.jsonl", "-o", "imported/rows.parquet"];
         fs::create_dir(world.path("imported")).unwrap();
@@ -243,8 +246,8 @@ fn texts_are_trained_whole_and_completions_after_their_prompts() {
     for batch in steps.iter().flat_map(|step| &step.micro_batches) {
         assert_eq!(batch.trained_tokens() as usize, batch.tokens.len() - batch.lengths.len());
     }
-    let steps =
-        place.steps(&one("path: pairs.parquet, format: prompt-completion", "  train_on: completion\n"));
+    let steps = place
+        .steps(&one("path: pairs.parquet, format: prompt-completion", "  train_on: completion\n"));
     let first: Vec<Step> = steps.into_iter().filter(|step| step.epoch == 0).collect();
     let mut expected: Vec<(String, String)> = (0..ROWS)
         .map(|row| {
@@ -274,7 +277,7 @@ fn what_is_told_of_a_mixture_is_what_the_stream_gives() {
                         "  train:
     - {{ path: chat.parquet, format: chat{} }}
     - {{ path: faq.parquet, format: alpaca{} }}
-  sequence_length: 40
+  sequence_length: 32
   packing: {packing}
   overlong: {overlong}
 {rule}{split}",
@@ -282,7 +285,7 @@ fn what_is_told_of_a_mixture_is_what_the_stream_gives() {
                     ));
                     let steps = place.steps(&text);
                     let longest = steps.iter().flat_map(|step| &step.micro_batches);
-                    assert!(longest.flat_map(|batch| &batch.lengths).all(|length| *length <= 40));
+                    assert!(longest.flat_map(|batch| &batch.lengths).all(|length| *length <= 32));
                     assert!(steps.last().unwrap().ends_epoch && steps.last().unwrap().epoch == 1);
                 }
             }
@@ -300,11 +303,16 @@ fn what_cannot_be_learned_from_is_refused_before_anything_is_begun() {
             Field::new("weight", DataType::Float64, true),
         ];
         let flat: Vec<(&str, String)> = (0..ROWS).flat_map(chat).collect();
-        let role: ArrayRef = Arc::new(flat.iter().map(|(who, _)| Some(*who)).collect::<StringArray>());
+        let role: ArrayRef =
+            Arc::new(flat.iter().map(|(who, _)| Some(*who)).collect::<StringArray>());
         let content: ArrayRef =
             Arc::new(flat.iter().map(|(_, what)| Some(what.as_str())).collect::<StringArray>());
         let weights: ArrayRef = Arc::new(Float64Array::from(vec![weight; flat.len()]));
-        let turns = arrow::array::StructArray::new(fields.clone().into(), vec![role, content, weights], None);
+        let turns = arrow::array::StructArray::new(
+            fields.clone().into(),
+            vec![role, content, weights],
+            None,
+        );
         let offsets = arrow::buffer::OffsetBuffer::from_lengths([2; ROWS]);
         let item = Arc::new(Field::new("item", DataType::Struct(fields.into()), true));
         Arc::new(arrow::array::ListArray::new(item, offsets, Arc::new(turns), None))
@@ -322,17 +330,25 @@ fn what_cannot_be_learned_from_is_refused_before_anything_is_begun() {
         (one("path: text.parquet, format: text", ""), vec!["train_on"]),
         (one("path: text.parquet, format: text", "  train_on: completion\n"), vec!["train_on"]),
         (one("path: asking.parquet, format: chat", ""), vec!["asking.parquet"]),
-        (one("path: asking.parquet, format: chat", "  train_on: completion\n"), vec!["asking.parquet"]),
+        (
+            one("path: asking.parquet, format: chat", "  train_on: completion\n"),
+            vec!["asking.parquet"],
+        ),
         (one("path: zero.parquet, format: chat", ""), vec!["zero.parquet", "row 0"]),
         (one("path: nan.parquet, format: chat", ""), vec!["nan.parquet", "row 0"]),
         (one("path: negative.parquet, format: chat", ""), vec!["negative.parquet", "weight"]),
-        (one("path: wished.parquet, format: preference", ""), vec!["preference"]),
         (
-            one("path: chat.parquet, format: chat", "").replace("dpv:ServiceProvision", "dpv:ServiceProvison"),
+            one("path: wished.parquet, format: preference", ""),
+            vec!["data.train[0].format", "verdicts"],
+        ),
+        (
+            one("path: chat.parquet, format: chat", "")
+                .replace("dpv:ServiceProvision", "dpv:ServiceProvison"),
             vec!["dpv:ServiceProvison", "did you mean `dpv:ServiceProvision`?"],
         ),
         (
-            one("path: chat.parquet, format: chat", "").replace("dpv:ServiceProvision", "dpv:Advertising"),
+            one("path: chat.parquet, format: chat", "")
+                .replace("dpv:ServiceProvision", "dpv:Advertising"),
             vec!["no row of `data.train` is left", "40 not for this purpose"],
         ),
         (
@@ -347,7 +363,9 @@ fn what_cannot_be_learned_from_is_refused_before_anything_is_begun() {
         (one("path: chat.parquet, format: chat, weight: .nan", ""), vec!["weight"]),
         (one("path: chat.parquet, format: chats", ""), vec!["did you mean `chat`?"]),
         (
-            recipe("  train: [{ path: chat.parquet, format: chat, weight: 1 }, { path: text.parquet, format: chat }]\n  sequence_length: 64"),
+            recipe(
+                "  train: [{ path: chat.parquet, format: chat, weight: 1 }, { path: text.parquet, format: chat }]\n  sequence_length: 64",
+            ),
             vec!["weight"],
         ),
     ] {

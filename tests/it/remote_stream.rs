@@ -154,8 +154,7 @@ fn batches_are_those_of_the_file_whatever_goes_wrong_on_the_way() {
     let place = Place::new();
     let local = place.local();
     assert!(local.len() > 10, "{} steps", local.len());
-    let clean: Vec<Step> =
-        place.remote(Position::default()).unwrap().map(Result::unwrap).collect();
+    let clean: Vec<Step> = place.remote(Position::default()).unwrap().map(Result::unwrap).collect();
     assert_eq!(clean, local);
     let parts = place.server.requests().len();
     assert!(parts >= GROUPS, "only {parts} requests: faults would find nothing to hit");

@@ -140,7 +140,7 @@ impl Heed {
         if rows > self.rows {
             self.printer.note(&format!(
                 "withdrawn since the run began: {}, left out from step {} on",
-                crate::error::rows(rows),
+                crate::error::counted_rows(rows),
                 step + 1
             ));
         }

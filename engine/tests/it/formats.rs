@@ -134,23 +134,32 @@ fn every_format_trains() {
                 {"role": "assistant", "content": "Seven.", "weight": 2.0},
             ]})
         }),
-        ("weights", "chat", "", &|row| json!({"messages": [
-            {"role": "user", "content": asked(row)},
-            {"role": "assistant", "content": "Five.", "weight": 0.0},
-            {"role": "user", "content": "Really?"},
-            {"role": "assistant", "content": "No, seven.", "weight": 0.5},
-        ]})),
-        ("sharegpt", "chat", "  train_on: last\n", &|row| json!({"conversations": [
-            {"from": "human", "value": asked(row)}, {"from": "gpt", "value": "Seven."},
-        ]})),
-        ("alpaca", "chat", "", &|row| json!({"instruction": asked(row), "output": "Seven."})),
-        ("strings", "prompt-completion", "  train_on: completion\n", &|row| {
-            json!({"prompt": asked(row), "completion": " Seven."})
+        ("weights", "chat", "", &|row| {
+            json!({"messages": [
+                {"role": "user", "content": asked(row)},
+                {"role": "assistant", "content": "Five.", "weight": 0.0},
+                {"role": "user", "content": "Really?"},
+                {"role": "assistant", "content": "No, seven.", "weight": 0.5},
+            ]})
         }),
-        ("turns", "prompt-completion", "  train_on: completion\n", &|row| json!({
-            "prompt": [{"role": "user", "content": asked(row)}],
-            "completion": [{"role": "assistant", "content": "Seven."}],
-        })),
+        ("sharegpt", "chat", "  train_on: last\n", &|row| {
+            json!({"conversations": [
+                {"from": "human", "value": asked(row)}, {"from": "gpt", "value": "Seven."},
+            ]})
+        }),
+        ("alpaca", "chat", "", &|row| json!({"instruction": asked(row), "output": "Seven."})),
+        (
+            "strings",
+            "prompt-completion",
+            "  train_on: completion\n",
+            &|row| json!({"prompt": asked(row), "completion": " Seven."}),
+        ),
+        ("turns", "prompt-completion", "  train_on: completion\n", &|row| {
+            json!({
+                "prompt": [{"role": "user", "content": asked(row)}],
+                "completion": [{"role": "assistant", "content": "Seven."}],
+            })
+        }),
         ("text", "text", "  train_on: all\n", &|row| json!({"text": asked(row)})),
     ];
     for (name, format, data, of) in formats {
@@ -161,7 +170,12 @@ fn every_format_trains() {
         assert!(number("steps") > 2 && number("trained_tokens") > 0, "{name}: {summary}");
         assert!(number("trained_tokens") < number("tokens"), "{name}: {summary}");
         // What one message weighs nothing for is not trained.
-        let again = place.train(&format!("{name}-sample"), &file, format, &format!("{data}  survey: sample\n"));
+        let again = place.train(
+            &format!("{name}-sample"),
+            &file,
+            format,
+            &format!("{data}  survey: sample\n"),
+        );
         for key in ["steps", "tokens", "trained_tokens"] {
             assert_eq!(again[key], summary[key], "{name}: {key}, by a sample");
         }

@@ -112,7 +112,13 @@ impl Place {
     }
 
     /// Starts a run, waits for a step, and lets something happen beside it.
-    fn meanwhile(&self, action: &str, run: &str, step: usize, event: impl FnOnce(&mut Child)) -> (i32, String) {
+    fn meanwhile(
+        &self,
+        action: &str,
+        run: &str,
+        step: usize,
+        event: impl FnOnce(&mut Child),
+    ) -> (i32, String) {
         let mut child = self.train(action, run, &[]).spawn().unwrap();
         let begun = Instant::now();
         while self.steps(run).len() < step {
@@ -129,7 +135,13 @@ impl Place {
     fn a_row(&self) -> (String, u64) {
         let recipe = self.path("stop.yaml");
         let shown = self.json(&[
-            "data", "show", recipe.to_str().unwrap(), "--random", "1", "--format", "json",
+            "data",
+            "show",
+            recipe.to_str().unwrap(),
+            "--random",
+            "1",
+            "--format",
+            "json",
         ]);
         let row = &shown["rows"][0];
         (row["record_id"].as_str().unwrap().to_owned(), row["tokens"].as_u64().unwrap())
@@ -149,7 +161,10 @@ impl Place {
         let steps = self.steps(run).len();
         let newest = format!("step-{steps:06}");
         assert_eq!(self.checkpoints(run).last(), Some(&newest));
-        assert!(steps.is_multiple_of(2) || self.steps(run)[steps - 1]["epoch"].as_f64().unwrap().fract() == 0.0);
+        assert!(
+            steps.is_multiple_of(2)
+                || self.steps(run)[steps - 1]["epoch"].as_f64().unwrap().fract() == 0.0
+        );
         for entry in fs::read_dir(self.path(run)).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             assert!(!name.starts_with(".heirloom-"), "{name}");
@@ -173,7 +188,8 @@ fn tokens(steps: &[Value]) -> Vec<u64> {
 
 /// The step that a run said it goes on with without its row.
 fn left_out_from(said: &str) -> usize {
-    let (_, rest) = said.split_once("withdrawn since the run began: 1 row, left out from step ").unwrap();
+    let (_, rest) =
+        said.split_once("withdrawn since the run began: 1 row, left out from step ").unwrap();
     rest.split_once(" on").unwrap().0.parse().unwrap()
 }
 
@@ -220,7 +236,10 @@ fn a_job_that_is_to_stop_does_so_at_the_next_checkpoint() {
     // Going on would use the row: that is refused, and training anew leaves it out.
     let (status, _, stderr) = said(place.train("stop", "run", &["--resume"]).output().unwrap());
     assert_eq!(status, 1);
-    assert!(stderr.contains(&format!("error: 1 row of `{ROWS}` may be used no longer")), "{stderr}");
+    assert!(
+        stderr.contains(&format!("error: 1 row of `{ROWS}` may be used no longer")),
+        "{stderr}"
+    );
     place.assert_stopped_cleanly("run");
     place.finish("stop", "anew", &["--set", "train.max_steps=2"]);
     let report: Value =
@@ -258,7 +277,10 @@ fn a_job_that_is_to_drop_goes_on_without_the_row() {
     assert_without(&undisturbed, &place.steps("run"), from - 1, row);
     let summary: Value =
         serde_json::from_slice(&fs::read(place.path("run/summary.json")).unwrap()).unwrap();
-    assert_eq!((&summary["withdrawn_rows"], &summary["steps"]), (&json!(1), &json!(undisturbed.len())));
+    assert_eq!(
+        (&summary["withdrawn_rows"], &summary["steps"]),
+        (&json!(1), &json!(undisturbed.len()))
+    );
     assert!(!stderr.contains(&record), "{stderr}");
 }
 
@@ -328,8 +350,18 @@ fn a_ledger_that_breaks_stops_the_job_which_resumes_once_it_is_whole() {
     let first = whole.lines().next().unwrap();
     for (run, action, broken, expected) in [
         ("edited", "stop", whole.replacen(STRANGER, "somebody", 1), "error: line 2 of the ledger"),
-        ("edited-d", "drop", whole.replacen(STRANGER, "somebody", 1), "error: line 2 of the ledger"),
-        ("cut", "drop", format!("{first}\n"), "no longer goes on from its line 2: that line is gone"),
+        (
+            "edited-d",
+            "drop",
+            whole.replacen(STRANGER, "somebody", 1),
+            "error: line 2 of the ledger",
+        ),
+        (
+            "cut",
+            "drop",
+            format!("{first}\n"),
+            "no longer goes on from its line 2: that line is gone",
+        ),
         ("torn", "drop", whole[..whole.len() - 9].to_owned(), "is cut short"),
         ("noise", "stop", format!("{whole}\u{fffd}\n"), "error: line 3 of the ledger"),
     ] {
@@ -376,8 +408,8 @@ fn a_record_is_followed_into_the_release_and_proven_out_of_the_next_run() {
 
     let ledger = text(&place.path("ledger.jsonl"));
     for whose in [["--record", record.as_str()], ["--ledger", &ledger]] {
-        let answer =
-            place.json(&[["lineage", "affected"].as_slice(), &whose, &["--format", "json"]].concat());
+        let answer = place
+            .json(&[["lineage", "affected"].as_slice(), &whose, &["--format", "json"]].concat());
         let affected = answer["affected"].as_array().unwrap();
         assert_eq!((affected.len(), &affected[0]["rows"]), (1, &json!(1)), "{answer}");
         let real = |path: &Path| json!(text(&fs::canonicalize(path).unwrap()));
@@ -416,4 +448,45 @@ fn a_record_is_followed_into_the_release_and_proven_out_of_the_next_run() {
     assert!(format!("{stdout}{stderr}").contains("is not in the tree"), "{stdout}{stderr}");
     assert_eq!(check(&release, &[]).0, 1);
     assert_eq!(Withdrawals::open(&[place.path("ledger.jsonl")]).unwrap().len(), 2);
+}
+
+/// Rows that are measured on are no row of training, but may be used no longer either.
+#[test]
+fn a_row_that_is_measured_on_is_left_out_from_then_on() {
+    let place = Place::new();
+    let ledger = place.path("ledger.jsonl");
+    let recipe = RECIPE.replace("LEDGER", ledger.to_str().unwrap()).replace("ACTION", "stop");
+    let recipe = recipe.replace(ROWS, "data/catalogue/test.parquet").replace(
+        "  sequence_length",
+        &format!(
+            "  validation: [{{ path: {ROWS}, format: chat }}]
+  test: [{{ name: held-out, path: {ROWS}, format: chat, max_new_tokens: 1 }}]
+  sequence_length"
+        ),
+    );
+    let recipe = recipe.replace(
+        "checkpoint_every: 2",
+        "checkpoint_every: 2\n  validate_every: 2\n  max_steps: 10",
+    );
+    let path = place.path("measured.yaml");
+    fs::write(&path, recipe + "eval: { suites: [held-out] }\n").unwrap();
+    let show = ["data", "show", path.to_str().unwrap(), "--split", "validation"];
+    let shown = place.json(&[show.as_slice(), &["--first", "1", "--format", "json"]].concat());
+    let row = &shown["rows"][0];
+    let record = row["record_id"].as_str().unwrap().to_owned();
+    let (status, stderr) = place.meanwhile("measured", "run", 3, |_| place.withdraw(&record));
+    assert_eq!(status, 0, "{stderr}");
+    let measured = place.steps("run").into_iter();
+    let measured: Vec<u64> =
+        measured.filter_map(|line| line["validation_tokens"].as_u64()).collect();
+    let (before, after) = (measured[0], measured[measured.len() - 1]);
+    assert_eq!(before - after, row["trained_tokens"].as_u64().unwrap(), "{measured:?}");
+    let report = fs::read(place.path("run/eval/held-out.json")).unwrap();
+    let report: Value = serde_json::from_slice(&report).unwrap();
+    let check = place.json(&["check", path.to_str().unwrap(), "--format", "json"]);
+    // By now the plan leaves it out, too.
+    let rows = &check["plan"]["rows"];
+    assert_eq!(report["rows"], rows["validation"]["used"], "{rows}");
+    assert_eq!(rows["validation"]["used"], 199);
+    assert!(!report.to_string().contains(&record));
 }

@@ -97,7 +97,8 @@ impl Case {
         }
         while !events.is_empty() {
             let event = events.swap_remove(random.below(events.len()));
-            ledger::append(random.one_of(&[&self.ledgers[0], &self.ledgers[1]]), event, end).unwrap();
+            ledger::append(random.one_of(&[&self.ledgers[0], &self.ledgers[1]]), event, end)
+                .unwrap();
         }
     }
 

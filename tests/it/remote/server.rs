@@ -193,7 +193,8 @@ fn serve(state: &Mutex<State>, mut stream: TcpStream) {
             state.parts += 1;
             let parts = state.parts;
             let due = |(one_in, _): &&(usize, Fault)| parts.is_multiple_of(*one_in);
-            fault = fault.or_else(|| state.often.as_ref().filter(due).map(|(_, fault)| fault.clone()));
+            fault =
+                fault.or_else(|| state.often.as_ref().filter(due).map(|(_, fault)| fault.clone()));
         }
         // The dead answer nothing at all.
         let dead = state.doom.as_ref().filter(|(last, _)| state.parts > *last);
