@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use fs_err as fs;
 use heirloom::dataset::ledger::Withdrawals;
+use heirloom::files::sha256_of_file;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -420,7 +421,8 @@ fn a_record_is_followed_into_the_release_and_proven_out_of_the_next_run() {
         }
         assert!(models.contains(&real(&release).to_string()), "{models}");
         assert_eq!(answer["clear"].as_array().unwrap().len(), 1);
-        assert_eq!(answer["clear"][0]["places"][0]["path"], real(&second));
+        let clear = sha256_of_file(&second.join("recipe.lock")).unwrap();
+        assert_eq!(answer["clear"][0]["run"], clear);
     }
 
     let (proof, key) = (text(&place.path("proof.json")), text(&run.join("record_key")));
