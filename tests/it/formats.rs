@@ -55,7 +55,7 @@ fn one(source: &str, more: &str) -> String {
 fn said(row: usize) -> (String, String) {
     (
         format!("Bags of marigolds, order {row}?"),
-        format!("{}packed for order {row}.", "Sown, grown, ".repeat(row * 7 % 5)),
+        format!("{}packed for order {row}.", "Sown, grown, ".repeat(row * 7 % 9)),
     )
 }
 
@@ -277,7 +277,7 @@ fn what_is_told_of_a_mixture_is_what_the_stream_gives() {
                         "  train:
     - {{ path: chat.parquet, format: chat{} }}
     - {{ path: faq.parquet, format: alpaca{} }}
-  sequence_length: 32
+  sequence_length: 64
   packing: {packing}
   overlong: {overlong}
 {rule}{split}",
@@ -285,7 +285,7 @@ fn what_is_told_of_a_mixture_is_what_the_stream_gives() {
                     ));
                     let steps = place.steps(&text);
                     let longest = steps.iter().flat_map(|step| &step.micro_batches);
-                    assert!(longest.flat_map(|batch| &batch.lengths).all(|length| *length <= 32));
+                    assert!(longest.flat_map(|batch| &batch.lengths).all(|length| *length <= 64));
                     assert!(steps.last().unwrap().ends_epoch && steps.last().unwrap().epoch == 1);
                 }
             }

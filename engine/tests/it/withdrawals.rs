@@ -123,7 +123,9 @@ impl Place {
         let mut child = self.train(action, run, &[]).spawn().unwrap();
         let begun = Instant::now();
         while self.steps(run).len() < step {
-            assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+            if child.try_wait().unwrap().is_some() {
+                panic!("it ended by itself: {:?}", said(child.wait_with_output().unwrap()));
+            }
             assert!(begun.elapsed() < Duration::from_secs(120), "nothing happened");
             sleep(Duration::from_millis(1));
         }
