@@ -79,7 +79,7 @@ pub enum EngineError {
         value: f64,
     },
     /// Rows of the run were withdrawn while it was going.
-    #[error("{rows} rows of the run `{}` were withdrawn; it stopped after step {step}", run.display())]
+    #[error("{} of the run `{}` {} withdrawn; it stopped after step {step}", counted_rows(*.rows), run.display(), if *.rows == 1 { "was" } else { "were" })]
     Withdrawn {
         /// How many.
         rows: u64,
@@ -268,4 +268,9 @@ impl Diagnose for EngineError {
             _ => Blame::User,
         }
     }
+}
+
+/// So many rows, in words.
+pub(crate) fn counted_rows(number: u64) -> String {
+    if number == 1 { "1 row".to_owned() } else { format!("{number} rows") }
 }

@@ -30,11 +30,18 @@ impl Watch {
         Ok(Arc::new(Self { now }))
     }
 
-    /// Looks again; whether anything has changed. Cheap while nothing has.
+    /// Looks again; whether more may bind than before. Cheap while nothing has changed and the
+    /// planned end is to come: after it, events take effect that were known all along.
     pub fn look(&self) -> Result<bool, LedgerError> {
         let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+        let until = now.0.until;
         now.0 = until_now(now.0.clone());
-        now.1.refresh()
+        Ok(now.1.refresh()? || now.0.until > until)
+    }
+
+    /// How far the ledgers had grown at the last look.
+    pub fn heads(&self) -> Vec<Head> {
+        self.now.read().unwrap_or_else(PoisonError::into_inner).1.heads()
     }
 
     /// Whether there is any event to heed.

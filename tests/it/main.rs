@@ -14,17 +14,23 @@ mod documents;
 #[cfg(test)]
 mod families;
 #[cfg(test)]
+mod formats;
+#[cfg(test)]
 mod hub;
 #[cfg(test)]
 mod import;
 #[cfg(test)]
 mod inputs;
 #[cfg(test)]
+mod interrupts;
+#[cfg(test)]
 mod lineage;
 #[cfg(test)]
 mod recipes;
 #[cfg(test)]
 mod remote;
+#[cfg(test)]
+mod remote_stream;
 #[cfg(test)]
 mod runs;
 #[cfg(test)]

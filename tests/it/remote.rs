@@ -1,7 +1,7 @@
 //! Rows in stores and on servers, with everything that can go wrong there: the same rows as
 //! from the file, or an error that says what to do.
 
-mod server;
+pub(crate) mod server;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -51,11 +51,6 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     let mut trainer = Trainer::open(&recipe, &base, &lock.training, run.checkpoints())?;
     // Reads and tokenises ahead on threads of its own.
     let spec = Spec::locked(&recipe, &lock)?;
-    // What is only measured is judged by all that is known when it is.
-    let now = || -> Result<Spec, Failure> {
-        let gate = Gate::open(lock.ask.clone(), &recipe.data.consent.ledgers)?;
-        Ok(Spec::judged_by(&recipe, &lock, Arc::new(gate)))
-    };
     let from = trainer.progress.position.clone();
     let stream = Stream::open(spec, Arc::clone(&encoder), from)?;
     let watch = Watch::open(&recipe.data.consent, lock.ask.clone(), &lock.ledgers)?;
@@ -63,8 +58,20 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     let mut heed = Heed { watch, on: recipe.data.consent.on_withdrawal, rows: 0, printer };
     // A run that goes on may have slept through a withdrawal.
     heed.count(&run, trainer.progress.step)?;
-    let validation =
-        || -> Result<_, Failure> { Ok(eval::batches(&validation_rows(&now()?, &encoder)?)) };
+    // What is measured is read as the ledgers are by then: it moves no training row.
+    let judged_now = || -> Result<Spec, Failure> {
+        let gate = Gate::open(lock.ask.clone(), &recipe.data.consent.ledgers)?;
+        Ok(Spec::judged_by(&recipe, &lock, Arc::new(gate)))
+    };
+    let (watch, mut read_at) = (Arc::clone(&heed.watch), None);
+    let validation = || -> Result<_, Failure> {
+        let heads = Some(watch.heads());
+        if read_at == heads {
+            return Ok(None);
+        }
+        read_at = heads;
+        Ok(Some(eval::batches(&validation_rows(&judged_now()?, &encoder)?)))
+    };
     let done = trainer.progress.step;
     let mut sinks = Sinks::default();
     sinks.push(Jsonl::open(&run.metrics(), done).map_err(EngineError::from)?);
@@ -89,12 +96,11 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     // Training is safe: from here on Ctrl-C simply ends the program.
     stop.end_at_once();
 
-    let mut reports = Vec::new();
+    let (mut reports, spec) = (Vec::new(), judged_now()?);
     for name in &recipe.eval.suites {
         let Some(suite) = recipe.data.test.iter().find(|suite| suite.name == *name) else {
             continue;
         };
-        let spec = now()?;
         let files = spec.files_of(&Split::Test(name.clone())).cloned().collect::<Vec<_>>();
         let rows = evaluate::read(&files, &encoder, &spec.gate)?;
         let with_baseline = matches!(recipe.adapter, Adapter::Lora(_));
@@ -133,7 +139,8 @@ impl Heed {
         }
         if rows > self.rows {
             self.printer.note(&format!(
-                "withdrawn since the run began: {rows} rows, left out from step {} on",
+                "withdrawn since the run began: {}, left out from step {} on",
+                crate::error::counted_rows(rows),
                 step + 1
             ));
         }

@@ -74,13 +74,13 @@ impl Trainer {
     /// Takes steps from `stream` until the run is complete or `stop` is set, reporting to
     /// `sink`. `epoch_steps` are the steps of each pass. Stopping leaves a checkpoint.
     ///
-    /// `validation` is asked once, when the validation loss is due for the first time:
-    /// the first step does not wait for it. `look` is asked at every checkpoint, which each
+    /// `validation` is asked whenever the validation loss is due, so that the first step does
+    /// not wait for it, and gives its rows when they are others than before. `look` is asked at every checkpoint, which each
     /// pass ends with, whether the run may go on.
     pub fn run<E>(
         &mut self,
         stream: impl Iterator<Item = Result<Step, E>>,
-        validation: impl FnOnce() -> Result<Vec<MicroBatch>, E>,
+        mut validation: impl FnMut() -> Result<Option<Vec<MicroBatch>>, E>,
         mut look: impl FnMut(u64) -> Result<(), E>,
         epoch_steps: &[u64],
         sink: &mut dyn Sink,
@@ -89,8 +89,7 @@ impl Trainer {
     where
         E: From<EngineError>,
     {
-        let mut stream = stream;
-        let (mut validation, mut batches) = (Some(validation), Vec::new());
+        let (mut stream, mut batches) = (stream, Vec::new());
         let most = self.most.unwrap_or(u64::MAX);
         while self.progress.step < most {
             // The clock runs while rows are waited for: that is time too.
@@ -116,8 +115,8 @@ impl Trainer {
             };
             let (validate, save) = (due(train.validate_every), due(train.checkpoint_every));
             if validate {
-                if let Some(read) = validation.take() {
-                    batches = read()?;
+                if let Some(read) = validation()? {
+                    batches = read;
                 }
                 if !batches.is_empty() {
                     let measured = self.validate(&batches, metrics.epoch)?;

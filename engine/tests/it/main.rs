@@ -5,6 +5,7 @@
 mod adapters;
 mod export;
 mod families;
+mod formats;
 mod generate;
 mod goldens;
 mod perplexity;
@@ -12,4 +13,5 @@ mod runs;
 mod support;
 mod tokens;
 mod weights;
+mod withdrawals;
 mod words;

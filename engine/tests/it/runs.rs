@@ -39,12 +39,12 @@ train:
 ";
 
 /// The repository, where the paths of the recipe begin.
-fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
 /// `heirloom`, which lies beside the engine once the workspace is built.
-fn heirloom() -> PathBuf {
+pub(crate) fn heirloom() -> PathBuf {
     let program = Path::new(env!("CARGO_BIN_EXE_heirloom-engine")).with_file_name("heirloom");
     assert!(program.is_file(), "build the whole workspace: `cargo build`");
     program

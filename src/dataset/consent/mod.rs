@@ -185,7 +185,7 @@ pub struct ConsentRow<'a> {
 }
 
 #[cfg(test)]
-mod plain;
+pub(in crate::dataset) mod plain;
 #[cfg(test)]
 #[path = "judge_tests.rs"]
 mod tests;

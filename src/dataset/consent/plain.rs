@@ -67,7 +67,7 @@ const ASKED_PROCESSING: [&str; 3] = ["ai:ModelFineTuning", "ai:ModelTraining", "
 type List = Option<Vec<Option<&'static str>>>;
 
 #[derive(Clone, Debug)]
-struct Row {
+pub(in crate::dataset) struct Row {
     basis: Option<&'static str>,
     status: Option<&'static str>,
     purposes: List,
@@ -77,13 +77,13 @@ struct Row {
     withdrawn_at: Option<i64>,
     record: Option<&'static str>,
     source: Option<&'static str>,
-    subject: bool,
-    in_ledger: bool,
+    pub(in crate::dataset) subject: bool,
+    pub(in crate::dataset) in_ledger: bool,
 }
 
 /// What is said of the data set: nothing, or whether consent may be endless.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Said {
+pub(in crate::dataset) enum Said {
     Nothing,
     EndsByItself,
     Endless,
@@ -91,18 +91,18 @@ enum Said {
 
 /// What is the same for a batch of rows.
 #[derive(Clone, Debug)]
-struct Run {
+pub(in crate::dataset) struct Run {
     purpose: Vec<&'static str>,
     processing: Vec<&'static str>,
     start: i64,
-    end: i64,
-    said: Said,
+    pub(in crate::dataset) end: i64,
+    pub(in crate::dataset) said: Said,
     /// A consent column that the file lacks.
     lacks: Option<&'static str>,
 }
 
 /// The rules, one sentence of the prose after the other.
-fn plainly(row: &Row, run: &Run) -> &'static str {
+pub(in crate::dataset) fn plainly(row: &Row, run: &Run) -> &'static str {
     // "A withdrawal in the ledger comes before everything else."
     if row.in_ledger {
         return "withdrawn";
@@ -229,10 +229,10 @@ fn plainly(row: &Row, run: &Run) -> &'static str {
 }
 
 /// SplitMix64 (Steele, Lea and Flood 2014).
-pub(super) struct Random(pub(super) u64);
+pub(in crate::dataset) struct Random(pub(in crate::dataset) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(in crate::dataset) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -240,15 +240,15 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub(super) fn below(&mut self, end: usize) -> usize {
+    pub(in crate::dataset) fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
 
-    pub(super) fn one_of<T: Copy>(&mut self, of: &[T]) -> T {
+    pub(in crate::dataset) fn one_of<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())]
     }
 
-    fn percent(&mut self, percent: usize) -> bool {
+    pub(in crate::dataset) fn percent(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
@@ -273,7 +273,7 @@ impl Random {
         }
     }
 
-    fn run(&mut self) -> Run {
+    pub(in crate::dataset) fn run(&mut self) -> Run {
         Run {
             purpose: self.some_of(&ASKED),
             processing: self.some_of(&ASKED_PROCESSING),
@@ -286,7 +286,7 @@ impl Random {
 
     /// Any combination is possible; half of the rows are good but for a column or two, so that
     /// every rule is reached and not only the first ones.
-    fn row(&mut self, run: &Run) -> Row {
+    pub(in crate::dataset) fn row(&mut self, run: &Run) -> Row {
         let any = Row {
             basis: self.one_of(&BASES),
             status: self.one_of(&STATUSES),
@@ -340,7 +340,7 @@ impl Random {
 }
 
 /// The rows as a file has them; those in the ledger are called `gone`.
-fn batch(rows: &[Row], run: &Run, coded: bool) -> RecordBatch {
+pub(in crate::dataset) fn batch(rows: &[Row], run: &Run, coded: bool) -> RecordBatch {
     let texts = |of: fn(&Row) -> Option<&'static str>| -> ArrayRef {
         let texts: ArrayRef = Arc::new(rows.iter().map(of).collect::<StringArray>());
         if !coded {
@@ -377,17 +377,22 @@ fn batch(rows: &[Row], run: &Run, coded: bool) -> RecordBatch {
     RecordBatch::try_from_iter(kept).unwrap()
 }
 
-fn dataset(said: Said) -> Dataset {
+/// What the footer of a file says of the data set.
+pub(in crate::dataset) fn footer(said: Said) -> Option<String> {
     let expiry = if said == Said::Endless { "endless" } else { "P12M" };
     let footer = serde_json::json!({
         "schema": "consent/v1", "defaults": {"expiry": expiry},
         "sources": {"letters": {"justification": "a rule wrote them"},
                     "web": {"origin": "found"}, "blank": {"justification": ""}},
     });
-    Dataset::parse((said != Said::Nothing).then_some(&footer.to_string()))
+    (said != Said::Nothing).then(|| footer.to_string())
 }
 
-fn ask(run: &Run) -> Ask {
+fn dataset(said: Said) -> Dataset {
+    Dataset::parse(footer(said).as_deref())
+}
+
+pub(in crate::dataset) fn ask(run: &Run) -> Ask {
     let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
     Ask {
         purpose: owned(&run.purpose),
@@ -397,7 +402,7 @@ fn ask(run: &Run) -> Ask {
     }
 }
 
-fn word(verdict: Result<(), Reason>) -> &'static str {
+pub(in crate::dataset) fn word(verdict: Result<(), Reason>) -> &'static str {
     verdict.map_or_else(Reason::key, |()| "used")
 }
 

@@ -34,14 +34,18 @@ use super::describe;
 
 /// The files that a path, glob or address of a recipe names, sorted.
 pub fn resolve(pattern: &str) -> Result<Vec<PathBuf>, SourceError> {
-    resolve_by(Access::of_process(), pattern)
+    if is_remote(Path::new(pattern)) {
+        return Access::of_process().resolve(pattern);
+    }
+    resolve_local(pattern)
 }
 
 /// Like [`resolve`], with stores reached by `access`.
 pub fn resolve_by(access: &Access, pattern: &str) -> Result<Vec<PathBuf>, SourceError> {
-    if remote::address_of(Path::new(pattern)).is_some() {
-        return access.resolve(pattern);
-    }
+    if is_remote(Path::new(pattern)) { access.resolve(pattern) } else { resolve_local(pattern) }
+}
+
+fn resolve_local(pattern: &str) -> Result<Vec<PathBuf>, SourceError> {
     // A file whose name has brackets is that file, not a glob.
     if let Ok(kind) = fs::metadata(pattern) {
         check_kind(Path::new(pattern), &kind)?;
@@ -74,7 +78,7 @@ pub fn is_remote(path: &Path) -> bool {
 /// The version of a remote object; `None` for a path in the file system, whose bytes can be
 /// digested.
 pub fn pin(path: &Path) -> Result<Option<Pin>, SourceError> {
-    pin_by(Access::of_process(), path)
+    if is_remote(path) { pin_by(Access::of_process(), path) } else { Ok(None) }
 }
 
 /// Like [`pin`], with stores reached by `access`.
@@ -107,19 +111,24 @@ pub struct SourceFile {
 impl SourceFile {
     /// Reads and checks the footer.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
-        Self::open_by(Access::of_process(), path)
+        if is_remote(path) {
+            return Self::open_by(Access::of_process(), path);
+        }
+        Self::open_local(path)
+    }
+
+    fn open_local(path: &Path) -> Result<Self, SourceError> {
+        let file = open_file(path)?;
+        let bytes = file.metadata()?.len();
+        let file = file.into_parts().0;
+        let metadata = contain(|| ArrowReaderMetadata::load(&file, options()));
+        let metadata = read(path, &Stash::default(), metadata)?;
+        Self::new(path, Place::Local, bytes, metadata)
     }
 
     /// Like [`SourceFile::open`], with stores reached by `access`.
     pub fn open_by(access: &Access, path: &Path) -> Result<Self, SourceError> {
-        let Some(name) = remote::address_of(path) else {
-            let file = open_file(path)?;
-            let bytes = file.metadata()?.len();
-            let file = file.into_parts().0;
-            let metadata = contain(|| ArrowReaderMetadata::load(&file, options()));
-            let metadata = read(path, &Stash::default(), metadata)?;
-            return Self::new(path, Place::Local, bytes, metadata);
-        };
+        let Some(name) = remote::address_of(path) else { return Self::open_local(path) };
         let fail = |failure| SourceError::Remote { name: name.to_owned(), failure };
         let object = access.open(name).map_err(fail)?;
         let stash = Stash::default();

@@ -63,6 +63,11 @@ struct State {
     objects: BTreeMap<String, Stored>,
     faults: VecDeque<Fault>,
     always: Option<Fault>,
+    /// Goes wrong at every so manieth request for a part.
+    often: Option<(usize, Fault)>,
+    /// From so many requests for a part on, nothing but this.
+    doom: Option<(usize, Fault)>,
+    parts: usize,
     /// The object's next version, put in place after so many answers with parts.
     change: Option<(usize, String, Stored)>,
     deaf_to_if_match: bool,
@@ -121,6 +126,24 @@ impl Server {
         self.state().always = Some(fault);
     }
 
+    /// Lets one request for a part in so many go wrong from now on.
+    pub(crate) fn often(&self, one_in: usize, fault: Fault) {
+        self.state().often = Some((one_in, fault));
+    }
+
+    /// Answers so many more requests for parts, and none after them.
+    pub(crate) fn dies_after(&self, parts: usize, fault: Fault) {
+        let mut state = self.state();
+        state.doom = Some((state.parts + parts, fault));
+    }
+
+    /// Nothing goes wrong from now on.
+    pub(crate) fn recover(&self) {
+        let mut state = self.state();
+        state.faults.clear();
+        (state.always, state.often, state.doom) = (None, None, None);
+    }
+
     /// Replaces an object after so many parts of it.
     pub(crate) fn change_after(&self, parts: usize, path: &str, stored: Stored) {
         self.state().change = Some((parts, path.to_owned(), stored));
@@ -165,8 +188,17 @@ fn serve(state: &Mutex<State>, mut stream: TcpStream) {
         let mut state = state.lock().unwrap();
         state.requests.push(request.clone());
         let part = request.headers.contains_key("range");
-        let fault = if part { state.faults.pop_front() } else { None };
-        let fault = fault.or_else(|| state.always.clone());
+        let mut fault = if part { state.faults.pop_front() } else { None };
+        if part {
+            state.parts += 1;
+            let parts = state.parts;
+            let due = |(one_in, _): &&(usize, Fault)| parts.is_multiple_of(*one_in);
+            fault =
+                fault.or_else(|| state.often.as_ref().filter(due).map(|(_, fault)| fault.clone()));
+        }
+        // The dead answer nothing at all.
+        let dead = state.doom.as_ref().filter(|(last, _)| state.parts > *last);
+        let fault = dead.map(|(_, fault)| fault.clone()).or(fault).or_else(|| state.always.clone());
         let whole = matches!(fault, Some(Fault::WholeFile));
         (fault, answer(&mut state, &request, whole))
     };

@@ -75,6 +75,14 @@ pub fn on_retry(listener: Listener) {
     let _ = LISTENER.set(listener);
 }
 
+static PATIENCE: OnceLock<Patience> = OnceLock::new();
+
+/// Has this process wait so long for stores, where nothing else is said. The first call
+/// counts, if nothing was read before it.
+pub fn be_patient(patience: Patience) {
+    let _ = PATIENCE.set(patience);
+}
+
 impl Access {
     /// Access by these `AWS_…` variables.
     pub fn new(
@@ -100,7 +108,8 @@ impl Access {
                     listener(words);
                 }
             });
-            Self::new(variables, Patience::default(), listener)
+            let patience = PATIENCE.get().copied().unwrap_or_default();
+            Self::new(variables, patience, listener)
         })
     }
 
