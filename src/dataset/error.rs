@@ -152,8 +152,8 @@ impl Diagnose for DatasetError {
                     "lower the suite's `max_new_tokens`, or shorten or remove the row"
                 }
                 Self::NoRowLeft { .. } => {
-                    "compare `data.purpose` and `data.processing` with what the rows' consent \
-                 columns allow; a file without a `consent.v1` footer counts as unknown"
+                    "`heirloom data consent FILE --recipe RECIPE` counts one file, and with \
+                     `--explain ID` says which rule decides about a row"
                 }
                 Self::EmptySource { .. } => {
                     "leave the source out, or see with `heirloom data consent` why its rows \

@@ -48,7 +48,9 @@ impl Gate {
 
     /// Refuses a file whose data set is too old, or has a ledger where none is given.
     pub fn check(&self, path: &Path, dataset: &Dataset) -> Result<(), ConsentError> {
-        dataset.check(path, self.ask.at, !self.withdrawals.heads().is_empty())
+        let given: Vec<PathBuf> =
+            self.withdrawals.heads().into_iter().map(|head| head.path).collect();
+        dataset.check(path, self.ask.at, &given)
     }
 
     /// The verdict on every row.

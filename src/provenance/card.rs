@@ -147,7 +147,7 @@ impl Card<'_> {
             }
             (Adapter::Full, _, _) => format!("{base}, trained further in all its weights"),
         };
-        let Training { steps, tokens, seconds, peak_memory_bytes } = self.training;
+        let Training { steps, tokens, seconds, peak_memory_bytes, .. } = self.training;
         let mut text = format!("# {}\n\n{what}.\n", markdown(&self.recipe.name));
         let _ = write!(
             text,
@@ -261,6 +261,15 @@ impl Card<'_> {
             - Consent was judged when training began. A later withdrawal does not change these \
             weights.\n"
             .to_owned();
+        let withdrawn = &self.training.withdrawn_rows;
+        if !withdrawn.is_zero() {
+            let _ = writeln!(
+                text,
+                "- Rows that were withdrawn while training went on, and left out from then on: \
+                 {withdrawn}. They count as used above, and what was learned of them before \
+                 remains."
+            );
+        }
         if !self.ask.processing.iter().any(|processing| processing == PUBLISHING) {
             let _ = writeln!(
                 text,

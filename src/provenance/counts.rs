@@ -47,7 +47,7 @@ impl Published {
     }
 
     /// Whether the count is certainly zero.
-    pub fn is_zero(self) -> bool {
+    pub fn is_zero(&self) -> bool {
         self.high == 0
     }
 

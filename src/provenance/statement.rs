@@ -173,6 +173,9 @@ pub struct Training {
     /// Most memory in use, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_memory_bytes: Option<u64>,
+    /// Rows that were withdrawn while training went on, and left out from then on.
+    #[serde(default, skip_serializing_if = "Published::is_zero")]
+    pub withdrawn_rows: Published,
 }
 
 /// Numbers of one suite: no text of rows.

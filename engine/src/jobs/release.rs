@@ -7,6 +7,7 @@ use heirloom::diagnose::Failure;
 use heirloom::files::FolderInProgress;
 use heirloom::hub;
 use heirloom::job::{Export, ExportKind};
+use heirloom::provenance::counts::Published;
 use heirloom::provenance::registry;
 use heirloom::provenance::release::{self, Facts};
 use heirloom::provenance::statement::Training;
@@ -51,6 +52,7 @@ pub(super) fn export(job: &Export, printer: Printer) -> Result<(), Failure> {
             tokens: summary.tokens,
             seconds: summary.seconds,
             peak_memory_bytes: summary.peak_memory_bytes,
+            withdrawn_rows: Published::of(summary.withdrawn_rows),
         },
         finished: summary.finished,
         device: "cpu",

@@ -78,7 +78,7 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     let mut files = Vec::new();
     for path in source::resolve(&arguments.path)? {
         let file = SourceFile::open(&path)?;
-        file.defaults().check(&path, ask.at, !ledgers.is_empty())?;
+        file.defaults().check(&path, ask.at, ledgers)?;
         files.push(file);
     }
     match &arguments.explain {

@@ -24,7 +24,7 @@ pub enum ColumnError {
     #[error("there is no column `{RECORD_ID}`")]
     NoRecordId,
     /// A row without a name cannot be withdrawn.
-    #[error("`{RECORD_ID}` is null in row {row} (counted from 0)")]
+    #[error("`{RECORD_ID}` is null or empty in row {row} (counted from 0)")]
     NullRecordId {
         /// The row, from 0.
         row: usize,
@@ -93,7 +93,9 @@ impl ConsentColumns {
     pub fn new(rows: &RecordBatch) -> Result<Self, ColumnError> {
         let record_id = column(rows, RECORD_ID, TEXT, Texts::new)?;
         let record_id = record_id.ok_or(ColumnError::NoRecordId)?;
-        if let Some(row) = (0..record_id.len()).find(|row| record_id.get(*row).is_none()) {
+        if let Some(row) =
+            (0..record_id.len()).find(|row| record_id.get(*row).is_none_or(str::is_empty))
+        {
             return Err(ColumnError::NullRecordId { row });
         }
         let texts = |name| column(rows, name, TEXT, Texts::new);

@@ -5,6 +5,7 @@
 //! asked of the whole file, because it is nothing that a single row could mend.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use jiff::tz::TimeZone;
@@ -46,7 +47,9 @@ pub enum ConsentError {
         found: String,
     },
     /// The data set has a ledger of withdrawals, and none is named.
-    #[error("`{path}` keeps its withdrawals in the ledger `{ledger}`, and no ledger is given")]
+    #[error(
+        "`{path}` keeps its withdrawals in the ledger `{ledger}`, which is not among the ledgers given"
+    )]
     NoLedger {
         /// The file of rows.
         path: PathBuf,
@@ -140,9 +143,15 @@ impl Dataset {
     }
 
     /// Refuses the file of rows `path` where its snapshot is too old at the start of a run, or
-    /// where it has a ledger and none `is_given`.
-    pub fn check(&self, path: &Path, at: Timestamp, is_given: bool) -> Result<(), ConsentError> {
-        if let Some(ledger) = self.ledger.clone().filter(|_| !is_given) {
+    /// where it has a ledger of which none
+    /// of the `given` has the name.
+    pub fn check(&self, path: &Path, at: Timestamp, given: &[PathBuf]) -> Result<(), ConsentError> {
+        // By their names: where a ledger lies differs from one machine to another.
+        let is_given = |ledger: &String| {
+            let name = ledger.rsplit('/').next();
+            given.iter().any(|given| given.file_name().and_then(OsStr::to_str) == name)
+        };
+        if let Some(ledger) = self.ledger.clone().filter(|ledger| !is_given(ledger)) {
             return Err(ConsentError::NoLedger { path: path.to_owned(), ledger });
         }
         let Some(limit) = &self.max_snapshot_age else { return Ok(()) };

@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use serde_json::json;
 
 use super::*;
@@ -54,7 +56,7 @@ fn a_snapshot_that_is_too_old_stops_its_file() {
         let data = read(&json!({
             "schema": "consent/v1", "snapshot_at": snapshot, "max_snapshot_age": age
         }));
-        data.check(Path::new("rows.parquet"), at.parse().unwrap(), true)
+        data.check(Path::new("rows.parquet"), at.parse().unwrap(), &[])
     };
     let taken = json!("2026-01-31T12:00:00Z");
     let ok = |age: &str, at| check(json!(age), taken.clone(), at).is_ok();
@@ -91,16 +93,21 @@ fn an_age_beyond_the_calendar_is_no_age() {
     let data = read(&json!({
         "schema": "consent/v1", "snapshot_at": "9999-12-01T00:00:00Z", "max_snapshot_age": "P9000Y"
     }));
-    let error = data.check(Path::new("x"), Timestamp::UNIX_EPOCH, true).unwrap_err();
+    let error = data.check(Path::new("x"), Timestamp::UNIX_EPOCH, &[]).unwrap_err();
     assert!(matches!(error, ConsentError::Age { .. }), "{error}");
 }
 
 #[test]
 fn a_ledger_that_nobody_gives_stops_the_file() {
     let data = read(&json!({"schema": "consent/v1", "ledger": "withdrawals.jsonl"}));
-    let check = |given| data.check(Path::new("rows.parquet"), Timestamp::UNIX_EPOCH, given);
-    assert!(check(true).is_ok());
-    let error = check(false).unwrap_err();
+    let check = |given: &[&str]| {
+        let given: Vec<PathBuf> = given.iter().map(PathBuf::from).collect();
+        data.check(Path::new("rows.parquet"), Timestamp::UNIX_EPOCH, &given)
+    };
+    assert!(check(&["other.jsonl", "elsewhere/withdrawals.jsonl"]).is_ok());
+    // Another ledger says nothing of these rows.
+    assert!(check(&["other.jsonl"]).is_err());
+    let error = check(&[]).unwrap_err();
     assert!(error.to_string().contains("`withdrawals.jsonl`"), "{error}");
     assert!(error.hint().unwrap().contains("data.consent.ledgers"));
 }

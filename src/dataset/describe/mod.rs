@@ -140,9 +140,9 @@ pub fn of_file(path: &Path, footer: Option<&str>) -> Result<Option<String>, Desc
         check_size(path, &described, entry)?;
     }
     let Some(footer) = footer else {
-        if let Some(entry) = entry {
-            compare(path, &described, entry, &sha256_of_file(path)?)?;
-        }
+        // A sidecar that is not pinned to the file could be any data set's.
+        let Some(entry) = entry else { return Ok(None) };
+        compare(path, &described, entry, &sha256_of_file(path)?)?;
         return Ok(described.consent.map(|consent| Value::Object(consent).to_string()));
     };
     // A footer that cannot be read agrees with nothing.
