@@ -102,7 +102,11 @@ def write_rows(path, count, short):
     table = pa.table({
         "record_id": pa.array([f"row-{number:07}" for number in range(count)]),
         "messages": pa.array(rows, pa.list_(pa.struct([("role", text), ("content", text)]))),
-        "consent_basis": same("not_personal_data", text), "consent_status": same("not_applicable", text),
+        "consent_basis": same("consent", text), "consent_status": same("given", text),
+        "consent_record_id": same("urn:uuid:5d1c4a64-0f3b-4b0e-8a53-f4c9ab02d1e8", text),
+        "consent_given_at": same(1_750_000_000_000_000, pa.timestamp("us", "UTC")),
+        "consent_expires_at": same(4_000_000_000_000_000, pa.timestamp("us", "UTC")),
+        "consent_withdrawn_at": pa.nulls(count, pa.timestamp("us", "UTC")),
         "consent_purposes": same(["dpv:ServiceProvision"], texts),
         "consent_processing": same(["ai:ModelFineTuning"], texts),
         "source_id": same("made", text), "license": same("CC0-1.0", text)})
