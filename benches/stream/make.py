@@ -2,9 +2,11 @@
 
 Nothing is fetched and nothing is random twice: the words are put together from syllables with
 a seed and drawn as in a language, few of them often and most of them rarely. Writes
-conversations.parquet and a base folder with a byte-level BPE trained on other such text.
+conversations, long or short, with a consent for every row, and a base folder with a byte-level
+BPE trained on other such text.
 """
 
+import json
 import random
 
 VOCABULARY = 60_000
@@ -83,17 +85,37 @@ class Writer:
             messages.append(("assistant", self.text(self.random.randint(4, 12))))
         return [{"role": role, "content": content} for role, content in messages]
 
+    def exchange(self):
+        return [{"role": "user", "content": self.sentence()},
+                {"role": "assistant", "content": self.sentence()}]
 
-def write_rows(path, count):
+
+def write_rows(path, count, short):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     writer = Writer(1)
-    rows = [writer.conversation() for _ in range(count)]
-    messages = pa.array(rows, pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))
-    ids = pa.array([f"row-{number:07}" for number in range(count)])
-    pq.write_table(pa.table({"record_id": ids, "messages": messages}), path,
-                   row_group_size=1000, compression="zstd")
+    rows = [writer.exchange() if short else writer.conversation() for _ in range(count)]
+    text = pa.string()
+    texts = pa.list_(text)
+    same = lambda value, type: pa.repeat(pa.scalar(value, type), count)
+    table = pa.table({
+        "record_id": pa.array([f"row-{number:07}" for number in range(count)]),
+        "messages": pa.array(rows, pa.list_(pa.struct([("role", text), ("content", text)]))),
+        "consent_basis": same("consent", text), "consent_status": same("given", text),
+        "consent_record_id": same("urn:uuid:5d1c4a64-0f3b-4b0e-8a53-f4c9ab02d1e8", text),
+        "consent_given_at": same(1_750_000_000_000_000, pa.timestamp("us", "UTC")),
+        "consent_expires_at": same(4_000_000_000_000_000, pa.timestamp("us", "UTC")),
+        "consent_withdrawn_at": pa.nulls(count, pa.timestamp("us", "UTC")),
+        "consent_purposes": same(["dpv:ServiceProvision"], texts),
+        "consent_processing": same(["ai:ModelFineTuning"], texts),
+        "source_id": same("made", text), "license": same("CC0-1.0", text)})
+    footer = {"schema": "consent/v1", "dataset_id": "urn:uuid:8f6a3d5e-2c4b-4c53-a0ce-7d1b9e0f4a36",
+              "controller": "Nobody (made up)", "jurisdictions": [], "dpv_version": "2.3",
+              "snapshot_at": "2026-11-01T00:00:00Z", "defaults": {"license": "CC0-1.0", "expiry": "endless"},
+              "sources": {"made": "Written by benches/stream/make.py from a seed."}}
+    table = table.replace_schema_metadata({"consent.v1": json.dumps(footer, sort_keys=True)})
+    pq.write_table(table, path, row_group_size=1000, compression="zstd")
 
 
 def write_base(folder, size=32_768):

@@ -1,11 +1,12 @@
 """The peer of benches/stream: `datasets.map` over rows, with the base folder's own template.
 
-    python benches/stream/peer.py BASE --rows FILE... [--batched] [--processes N]
+    python benches/stream/peer.py BASE --rows FILE... [--batched] [--processes N] [--pack LENGTH]
 
 As TRL's SFTTrainer maps: `apply_chat_template` of one row, tokenised, with the mask of the
 assistant's tokens where the template marks them. Where it does not, the mask is what users
 write: the turns' spans from renderings of the first messages, over the tokens' offsets.
-Prints seconds, rows, tokens and a digest of all tokens and masks as JSON.
+With `--pack`, TRL's `pack_dataset` then fills windows, as its SFTTrainer does.
+Prints seconds, rows, tokens and a digest of all documents, whatever their order, as JSON.
 """
 
 import argparse
@@ -75,6 +76,7 @@ def main():
     parser.add_argument("--rows", nargs="+", required=True)
     parser.add_argument("--batched", action="store_true")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--pack", type=int, help="length of windows")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:
         # Nothing may be left over from the run before.
@@ -85,21 +87,27 @@ def main():
         datasets.disable_progress_bars()
         tokenizer = AutoTokenizer.from_pretrained(args.base)
         marked = "{%- generation" in tokenizer.chat_template
+        if args.pack:
+            from trl.data_utils import pack_dataset
         rows = datasets.load_dataset("parquet", data_files=args.rows, split="train")
+        # What it does not need shall not cost it time.
+        rows = rows.select_columns(["messages"])
         make = batch_function if args.batched else row_function
         began = time.perf_counter()
         done = rows.map(make(tokenizer, marked), batched=args.batched,
                         num_proc=args.processes if args.processes > 1 else None,
                         remove_columns=rows.column_names, load_from_cache_file=False)
+        windows = len(pack_dataset(done, args.pack, "bfd")) if args.pack else None
         seconds = time.perf_counter() - began
-        digest, tokens = hashlib.sha256(), 0
+        digest, tokens = 0, 0
         for row in done.with_format("numpy").iter(1000):
             for ids, mask in zip(row["input_ids"], row["assistant_masks"]):
                 tokens += len(ids)
                 # Nothing comes before the first token, so it carries no loss.
-                digest.update(ids.astype("<u4").tobytes() + b"\0" + mask.astype("u1")[1:].tobytes())
-        print(json.dumps({"seconds": seconds, "rows": len(done), "tokens": tokens,
-                          "digest": digest.hexdigest()}))
+                document = ids.astype("<u4").tobytes() + b"\0" + mask.astype("u1")[1:].tobytes()
+                digest += int.from_bytes(hashlib.sha256(document).digest()[:16], "little")
+        print(json.dumps({"seconds": seconds, "rows": len(done), "tokens": tokens, "windows": windows,
+                          "digest": f"{digest % (1 << 128):032x}"}))
 
 
 if __name__ == "__main__":

@@ -19,18 +19,37 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 WORK = ROOT / "runs" / "bench-stream"
-HEIRLOOM = "heirloom"
+HEIRLOOM = "heirloom, packed"
+# Tokens of a window; none of the rows is longer.
+WINDOW = 4096
+
+
+def recipe(base, files):
+    """What the stream is asked for; JSON is YAML, too."""
+    return {
+        "heirloom": 1, "name": "bench-stream", "base": {"model": str(base), "dtype": "float32"},
+        "adapter": {"lora": {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": "all-linear"}},
+        "data": {"purpose": ["dpv:ServiceProvision"], "sequence_length": WINDOW, "packing": "best-fit",
+                 "train": [{"path": str(file), "format": "chat"} for file in files]},
+        "train": {"epochs": 1, "tokens_per_step": 4 * WINDOW, "seed": 17,
+                  "optimizer": {"adamw": {"lr": 1e-3}}}}
 
 
 def programs(args, base, files):
     """Every program by its name."""
+    asked = WORK / "recipe.json"
+    asked.write_text(json.dumps(recipe(base, files)))
     peer = [args.python, HERE / "peer.py", base, "--rows", *files]
-    return {
-        HEIRLOOM: [args.encode, base, *files],
+    found = {
+        HEIRLOOM: [args.stream, asked, "--digest"],
         "datasets.map": peer,
         "batched": [*peer, "--batched"],
         f"batched, {args.threads} processes": [*peer, "--batched", "--processes", args.threads],
     }
+    if args.pack:
+        processes = f"batched, {args.threads} processes"
+        found[f"{processes}, pack_dataset"] = [*found[processes], "--pack", WINDOW]
+    return found
 
 
 def measure(command, threads):
@@ -83,27 +102,28 @@ def show(result):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", default=sys.executable, help="a Python with requirements.txt")
-    parser.add_argument("--encode", default=ROOT / "target/release/examples/encode", type=Path)
-    parser.add_argument("--rows", type=int, default=10_000, help="long conversations to make")
+    parser.add_argument("--stream", default=ROOT / "target/release/examples/stream", type=Path)
+    parser.add_argument("--rows", type=int, default=10_000, help="long conversations to make, and ten times as many short ones")
+    parser.add_argument("--pack", action="store_true", help="let TRL pack, too (it must be installed)")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, help="write all numbers there")
     args = parser.parse_args()
-    if not args.encode.exists():
-        sys.exit(f"run: no {args.encode}: cargo build --release -p heirloom --example encode")
+    if not args.stream.exists():
+        sys.exit(f"run: no {args.stream}: cargo build --release -p heirloom --example stream")
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"run: other programs are busy here (load {load:.1f}): speeds will not mean much", file=sys.stderr)
     # The same processors for all.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     WORK.mkdir(parents=True, exist_ok=True)
-    long = WORK / f"conversations-{args.rows}.parquet"
-    make = f"import make; make.write_rows({str(long)!r}, {args.rows}); make.write_base({str(WORK / 'bpe-32k')!r})"
-    if not long.exists() or not (WORK / "bpe-32k" / "tokenizer.json").exists():
-        subprocess.run([args.python, "-c", make], cwd=HERE, check=True)
-    catalogue, seedling = sorted((ROOT / "data/catalogue").glob("train-*.parquet")), ROOT / "data/seedling"
-    results = []
-    for name, base, files in [("catalogue, seedling's tokenizer", seedling, catalogue),
+    long, short = WORK / f"long-{args.rows}.parquet", WORK / f"short-{args.rows}.parquet"
+    make = [f"make.write_rows({str(long)!r}, {args.rows}, False)", f"make.write_rows({str(short)!r}, {10 * args.rows}, True)",
+            f"make.write_base({str(WORK / 'bpe-32k')!r})"]
+    if not (WORK / "bpe-32k" / "tokenizer.json").exists() or not short.exists():
+        subprocess.run([args.python, "-c", "; ".join(["import make", *make])], cwd=HERE, check=True)
+    seedling, results = ROOT / "data/seedling", []
+    for name, base, files in [("short, seedling's tokenizer", seedling, [short]),
                               ("long, seedling's tokenizer", seedling, [long]),
                               ("long, 32k tokenizer", WORK / "bpe-32k", [long])]:
         results.append(compare(args, name, base, files))
