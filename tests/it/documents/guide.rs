@@ -59,7 +59,7 @@ fn a_reader_of_your_data_gets_as_far_as_the_engine_and_past_a_withdrawal() {
     assert!(said("data import").stderr.ends_with(next), "{}", said("data import").stderr);
     let plan = &said("heirloom check").stdout;
     assert!(plan.contains("train: 2 of 3 used; left out: 1 "), "{plan}");
-    assert!(said("--explain L-002").stdout.contains("L-002"));
+    assert!(said("--explain L-002").stdout.contains("refused"));
     for what in ["data show", "data stats", "--subject-id C1"] {
         assert!(!said(what).stdout.is_empty(), "{what}");
     }
