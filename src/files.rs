@@ -43,6 +43,20 @@ pub enum FileError {
         /// The limit.
         limit: u64,
     },
+    /// No file to read.
+    #[error("there is no file `{}`", path.display())]
+    Missing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// No folder to write a file into.
+    #[error("there is no folder `{}` to write `{}` into", folder.display(), path.display())]
+    NoFolder {
+        /// Where it should be.
+        folder: PathBuf,
+        /// The file.
+        path: PathBuf,
+    },
     /// A link whose end is not there.
     #[error("`{}` is a link to what is not there", path.display())]
     DanglingLink {
@@ -57,6 +71,8 @@ impl Diagnose for FileError {
             Self::NotAFile { .. } => "name a regular file, or a link to one".to_owned(),
             Self::NotAFolder { .. } => "name a folder, old or new".to_owned(),
             Self::TooLarge { .. } => "check that it is the file that is meant".to_owned(),
+            Self::Missing { .. } => "check the path for a typing mistake".to_owned(),
+            Self::NoFolder { .. } => "make the folder first, or name another one".to_owned(),
             Self::DanglingLink { .. } => "remove the link, or make what it leads to".to_owned(),
         })
     }
@@ -64,15 +80,30 @@ impl Diagnose for FileError {
 
 impl From<FileError> for io::Error {
     fn from(error: FileError) -> Self {
+        let kind = match error {
+            FileError::Missing { .. } | FileError::NoFolder { .. } => io::ErrorKind::NotFound,
+            _ => io::ErrorKind::InvalidInput,
+        };
         // `diagnose` finds its hint again.
-        Self::new(io::ErrorKind::InvalidInput, error)
+        Self::new(kind, error)
     }
 }
 
 /// Where [`write_atomically`] to `path` will put the file: `path`, or what its link leads to.
 /// Ask before something is computed that could not be written.
 pub fn place_of_file(path: &Path) -> io::Result<PathBuf> {
-    place(path, std::fs::Metadata::is_file, |path| FileError::NotAFile { path })
+    let place = place(path, std::fs::Metadata::is_file, |path| FileError::NotAFile { path })?;
+    let folder = folder_of(&place);
+    if folder.is_dir() {
+        return Ok(place);
+    }
+    Err(FileError::NoFolder { folder: folder.to_owned(), path: path.to_owned() }.into())
+}
+
+/// The folder in which a file lies.
+fn folder_of(path: &Path) -> &Path {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new("."))
 }
 
 fn place(
@@ -123,8 +154,7 @@ fn write_with_mode(
         io::Error::new(error.kind(), format!("cannot write `{}`: {error}", path.display()))
     };
     let place = place_of_file(path)?;
-    let folder = place.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
+    let folder = folder_of(&place);
     let mut builder = tempfile::Builder::new();
     builder.prefix(".heirloom-").suffix(".partial");
     #[cfg(unix)]
@@ -157,8 +187,7 @@ impl FolderInProgress {
     pub fn beside(target: &Path) -> io::Result<Self> {
         let target =
             place(target, std::fs::Metadata::is_dir, |path| FileError::NotAFolder { path })?;
-        let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
+        let parent = folder_of(&target);
         fs::create_dir_all(parent)?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(".heirloom-").suffix(".partial");
@@ -184,8 +213,7 @@ impl FolderInProgress {
     /// gives way, and is deleted only when the new one is in its place.
     pub fn finish(self, replace: bool) -> io::Result<()> {
         sync_folder(self.temporary.path())?;
-        let parent = self.target.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
+        let parent = folder_of(&self.target);
         if replace && self.target.exists() {
             let mut aside = tempfile::Builder::new();
             let aside = aside.prefix(".heirloom-").suffix(".old").tempdir_in(parent)?;
@@ -225,7 +253,10 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 /// The bytes of a regular file, unless they are more than `limit`; a pipe would be waited on
 /// for ever.
 pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let metadata = fs::metadata(path)?;
+    let metadata = fs::metadata(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => FileError::Missing { path: path.to_owned() }.into(),
+        _ => error,
+    })?;
     if !metadata.is_file() {
         return Err(FileError::NotAFile { path: path.to_owned() }.into());
     }

@@ -277,10 +277,11 @@ fn extent(plan: &Plan) -> Vec<String> {
     lines.push(line(
         "steps",
         &format!(
-            "{about}{} of {} tokens, in {} epochs",
+            "{about}{} of {} tokens, in {} epoch{}",
             grouped(size.steps),
             grouped(recipe.train.tokens_per_step as u64),
-            recipe.train.epochs
+            recipe.train.epochs,
+            if recipe.train.epochs == 1 { "" } else { "s" }
         ),
     ));
     if !recipe.data.processing.iter().any(|term| term == PUBLISHING) {

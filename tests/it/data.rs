@@ -153,7 +153,17 @@ fn a_file_of_rows_is_denied_without_a_purpose() {
     world.refuses(
         &["data", "show", "recipe.yaml", "--purpose", "dpv:Advertising"],
         "error: `--purpose` is for a file of rows; `recipe.yaml` is a recipe\n\n\
-         hint: leave it out, or change the recipe with `--set data.purpose=…`\n",
+         hint: leave it out, or change `data.purpose` of the recipe\n",
+    );
+    world.refuses(
+        &["data", "show", "recipe.yaml", "--ledger", "withdrawals.jsonl"],
+        "error: `--ledger` is for a file of rows; `recipe.yaml` is a recipe\n\n\
+         hint: leave it out, or change `data.consent.ledgers` of the recipe\n",
+    );
+    world.refuses(
+        &["data", "show", "data/test.parquet", "--set", "data.train_on=all"],
+        "error: `--set` changes a recipe; `data/test.parquet` is a file of rows\n\n\
+         hint: leave it out, or write a recipe that names the file and give that\n",
     );
     let other = ["data", "show", "data/test.parquet", "--model", "base", "--purpose"];
     let shown = ok(&world, &[&other[..], &["dpv:Advertising"]].concat());

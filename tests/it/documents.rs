@@ -1,6 +1,8 @@
 //! The documents against the program: what they tell people to type can be typed, and
-//! (in `reference`) their tables say what the types say.
+//! (in `reference`) their tables say what the types say, (in `guide`) what they tell people to
+//! write works.
 
+mod guide;
 mod reference;
 
 use std::collections::BTreeSet;
@@ -38,20 +40,28 @@ fn documents() -> Vec<PathBuf> {
     found
 }
 
-/// Lines of the fenced blocks of one language.
-fn fenced<'t>(text: &'t str, language: &str) -> Vec<&'t str> {
-    let mut lines = Vec::new();
-    let mut inside = None;
+/// The fenced blocks of one language, as lines.
+fn blocks<'t>(text: &'t str, language: &str) -> Vec<Vec<&'t str>> {
+    let mut blocks = Vec::new();
+    let mut inside: Option<(&str, Vec<&str>)> = None;
     for line in text.lines() {
-        match (line.strip_prefix("```"), inside) {
-            (Some(opened), None) => inside = Some(opened),
-            (Some(_), Some(_)) => inside = None,
-            (None, Some(found)) if found == language => lines.push(line),
-            _ => {}
+        match (line.strip_prefix("```"), &mut inside) {
+            (Some(opened), None) => inside = Some((opened, Vec::new())),
+            (Some(_), Some(_)) => {
+                let found = inside.take().filter(|(found, _)| *found == language);
+                blocks.extend(found.map(|(_, lines)| lines));
+            }
+            (None, Some((_, lines))) => lines.push(line),
+            (None, None) => {}
         }
     }
     assert_eq!(inside, None, "a fence is left open");
-    lines
+    blocks
+}
+
+/// Lines of the fenced blocks of one language.
+fn fenced<'t>(text: &'t str, language: &str) -> Vec<&'t str> {
+    blocks(text, language).concat()
 }
 
 /// The words of a command as a shell takes them, up to a pipe or a redirection.

@@ -4,6 +4,8 @@
 //! place and shows the job that it is handed.
 
 #[cfg(test)]
+mod advice;
+#[cfg(test)]
 mod affected;
 #[cfg(test)]
 mod consent;

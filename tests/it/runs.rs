@@ -26,6 +26,7 @@ fn check_prints_the_plan() {
         "{}",
         ran.stdout
     );
+    assert!(ran.stdout.contains(", in 1 epoch\n"), "{}", ran.stdout);
     assert_eq!(ran.stderr, "\nnext: heirloom train recipe.yaml\n");
     assert_eq!(world.files(), before);
     assert_eq!(world.heirloom(&["check", "recipe.yaml", "--quiet"]).stderr, "");

@@ -111,6 +111,7 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     }
     evaluate::print(&reports, printer)?;
     eval::check_gates(&recipe.eval.gates, &reports)?;
+    printer.note(&format!("\nnext: heirloom chat {}", run.path().display()));
     Ok(())
 }
 

@@ -158,10 +158,14 @@ fn explain(outcome: &Outcome, printer: Printer) {
             outcome.left_aside.iter().map(|name| format!("`{name}`")).collect();
         printer.note(&format!("\nnot taken over: {}", names.join(", ")));
     }
+    let ledger = outcome.ledger.as_ref().map(|ledger| {
+        format!(", and its ledger of withdrawals: `data.consent.ledgers: [{ledger}]`")
+    });
     printer.note(&format!(
-        "\nnext: name it in a recipe: `{{ path: {}, format: {} }}`",
+        "\nnext: name it in a recipe: `{{ path: {}, format: {} }}`{}",
         outcome.output.display(),
-        word(outcome.format)
+        word(outcome.format),
+        ledger.unwrap_or_default()
     ));
 }
 

@@ -27,7 +27,9 @@ pub(super) enum LookError {
     #[error("nothing says by which model `{}` is read", path.display())]
     NoModel { path: PathBuf },
     #[error("`--{option}` is for a file of rows; `{}` is a recipe", path.display())]
-    OfRecipe { option: &'static str, path: PathBuf },
+    OfRecipe { option: &'static str, key: &'static str, path: PathBuf },
+    #[error("`--set` changes a recipe; `{}` is a file of rows", path.display())]
+    OfRows { path: PathBuf },
     #[error("there are no rows of the split `{split}`")]
     NoSplit { split: String, known: Vec<String> },
     #[error("the words for a file of rows make no recipe")]
@@ -47,8 +49,9 @@ impl Diagnose for LookError {
                  recipe"
                     .to_owned()
             }
-            Self::OfRecipe { option, .. } => {
-                format!("leave it out, or change the recipe with `--set data.{option}=…`")
+            Self::OfRecipe { key, .. } => format!("leave it out, or change `{key}` of the recipe"),
+            Self::OfRows { .. } => {
+                "leave it out, or write a recipe that names the file and give that".to_owned()
             }
             Self::NoSplit { known, .. } => {
                 format!("there is {}", listed(known.iter().map(String::as_str)))
@@ -77,6 +80,9 @@ pub(super) struct Loose {
     /// For a file of rows: the shape of a row [default: chat]
     #[arg(long = "as", value_enum, value_name = "FORMAT")]
     shape: Option<Format>,
+    /// For a file of rows: a ledger of withdrawals; may be given again
+    #[arg(long = "ledger", value_name = "FILE")]
+    ledgers: Vec<PathBuf>,
 }
 
 /// A window that nothing exceeds: a file of rows alone says nothing of windows.
@@ -122,7 +128,8 @@ fn of_rows(path: &Path, loose: &Loose, printer: Printer) -> Result<Look, Failure
         "name": "rows",
         "base": { "model": model },
         "adapter": "full",
-        "data": { "purpose": loose.purpose, "train": [rows], "sequence_length": NO_WINDOW },
+        "data": { "purpose": loose.purpose, "consent": { "ledgers": loose.ledgers },
+                  "train": [rows], "sequence_length": NO_WINDOW },
         "train": { "epochs": 1, "tokens_per_step": NO_WINDOW, "seed": 0,
                    "optimizer": { "adamw": { "lr": 0.0 } } },
     });
@@ -137,14 +144,19 @@ pub(super) fn of_source(
     printer: Printer,
 ) -> Result<Look, Failure> {
     if !is_recipe(source) {
+        if !sets.is_empty() {
+            return Err(LookError::OfRows { path: source.to_owned() }.into());
+        }
         return of_rows(source, loose, printer);
     }
-    let of_recipe_only = |option| LookError::OfRecipe { option, path: source.to_owned() };
-    if !loose.purpose.is_empty() {
-        return Err(of_recipe_only("purpose").into());
-    }
-    if loose.shape.is_some() {
-        return Err(of_recipe_only("as").into());
+    for (is_given, option, key) in [
+        (!loose.purpose.is_empty(), "purpose", "data.purpose"),
+        (loose.shape.is_some(), "as", "format"),
+        (!loose.ledgers.is_empty(), "ledger", "data.consent.ledgers"),
+    ] {
+        if is_given {
+            return Err(LookError::OfRecipe { option, key, path: source.to_owned() }.into());
+        }
     }
     Ok(of_recipe(source, sets, loose.model.as_deref(), printer)?.0)
 }

@@ -260,7 +260,8 @@ fn text(look: &Look, found: &Found) -> String {
         parts.push(tokens::legend());
     }
     parts.extend(found.rows.iter().map(|row| tokens::row(look, row)));
-    parts.push(tokens::summary(&found.counts, found.rows.len()));
+    let shown = found.rows.iter().filter(|row| !matches!(row.seen, Seen::Refused(_)));
+    parts.push(tokens::summary(&found.counts, shown.count()));
     parts.join("\n\n")
 }
 

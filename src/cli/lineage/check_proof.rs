@@ -87,13 +87,13 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     let has_data = expected.contents.is_some();
     tree::check(&proof, &expected)
         .map_err(|fault| CheckError::Fails { path: arguments.proof.clone(), fault })?;
-    let is = match &proof.proof {
-        Evidence::Inclusion(_) if has_data => "is in the tree, with the content of the data",
-        Evidence::Inclusion(_) => "is in the tree",
-        Evidence::Exclusion { .. } => "is not in the tree",
+    let (is, content) = match &proof.proof {
+        Evidence::Inclusion(_) if has_data => ("is in", ", with the content that the data has"),
+        Evidence::Inclusion(_) => ("is in", ""),
+        Evidence::Exclusion { .. } => ("is not in", ""),
     };
     printer.data(&format!(
-        "`{}` {is} {}: the proof holds",
+        "`{}` {is} the tree {}{content}: the proof holds",
         proof.record_id,
         hex(&proof.tree.root)
     ))?;

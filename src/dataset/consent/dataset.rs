@@ -69,7 +69,9 @@ impl Diagnose for ConsentError {
             }
             Self::Age { .. } => "write a duration of ISO 8601 such as `P30D` or `P12M`".to_owned(),
             Self::NoLedger { .. } => {
-                "name the ledger in the recipe's `data.consent.ledgers`".to_owned()
+                "name the ledger in the recipe's `data.consent.ledgers`, or with `--ledger` \
+                 where there is no recipe"
+                    .to_owned()
             }
         })
     }

@@ -121,6 +121,10 @@ impl Diagnose for DescribeError {
                 Self::OtherFile { .. } | Self::Disagree { .. } => {
                     "import the data again from its source, or restore file and sidecars together"
                 }
+                Self::Occupied { key, .. } if key == "snapshot_at" => {
+                    "write the same `snapshot_at` into both declarations, since it is otherwise \
+                     the time of each import, or import into a folder of its own"
+                }
                 Self::Occupied { .. } => {
                     "give each data set a folder of its own, or state the same of all of its files"
                 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use jiff::Span;
@@ -13,7 +14,7 @@ use serde::de::{self, MapAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_saphyr::Error as YamlError;
 
-use super::error::ImportError;
+use super::error::{ImportError, MAKE_KEY};
 use super::terms;
 use crate::files;
 use crate::recipe::problem::offer;
@@ -405,7 +406,10 @@ impl Rules<'_> {
 
 /// The key by which subjects become digests.
 pub(super) fn subject_key(path: &Path) -> Result<Vec<u8>, ImportError> {
-    let key = files::read_bounded(path, MAX_BYTES).map_err(ImportError::read(path))?;
+    let key = files::read_bounded(path, MAX_BYTES).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => ImportError::NoSubjectKey { path: path.to_owned() },
+        _ => ImportError::read(path)(error),
+    })?;
     if key.len() >= KEY_BYTES {
         return Ok(key);
     }
@@ -413,6 +417,6 @@ pub(super) fn subject_key(path: &Path) -> Result<Vec<u8>, ImportError> {
         path: path.to_owned(),
         key: "subject_key".to_owned(),
         what: format!("has {} bytes, fewer than {KEY_BYTES}", key.len()),
-        hint: "make one with `openssl rand -hex 32 > subject.key`, and keep it secret".to_owned(),
+        hint: MAKE_KEY.to_owned(),
     })
 }

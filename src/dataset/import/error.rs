@@ -10,6 +10,10 @@ use super::super::format::LayoutError;
 use super::super::source::SourceError;
 use crate::diagnose::{Blame, Diagnose};
 
+/// How the key that `subject_key` names comes to be.
+pub(super) const MAKE_KEY: &str =
+    "make one with `openssl rand -hex 32 > subject.key`, and keep it secret";
+
 /// What ends an import; nothing of the output remains.
 #[derive(Debug, Error)]
 pub enum ImportError {
@@ -56,6 +60,18 @@ pub enum ImportError {
         path: PathBuf,
         /// What the decoder says.
         reason: String,
+    },
+    /// A source that lies in a store or on a server.
+    #[error("`{address}` is an address, and only files are imported")]
+    Address {
+        /// The address, without its query, which may be a signature.
+        address: String,
+    },
+    /// The key by which subjects become digests is not there.
+    #[error("there is no file `{}`, which `subject_key` names", path.display())]
+    NoSubjectKey {
+        /// The key.
+        path: PathBuf,
     },
     /// The keys of the rows are those of no format.
     #[error("the format of `{}` cannot be told from the keys of its rows", path.display())]
@@ -158,6 +174,12 @@ impl Diagnose for ImportError {
             }
             Self::Layout(error) => return error.hint(),
             Self::Read { source, .. } | Self::Write(source) => return source.hint(),
+            Self::Address { .. } => {
+                "download it first and import the file; if it is Parquet with consent columns, \
+                 no import is needed: name the address in a recipe"
+                    .to_owned()
+            }
+            Self::NoSubjectKey { .. } => MAKE_KEY.to_owned(),
             Self::Kind { .. } => "convert it to one of these first".to_owned(),
             Self::Broken { .. } | Self::NotParquet { .. } => {
                 "mend the file, or download it again; it may have been cut short".to_owned()

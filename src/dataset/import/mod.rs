@@ -103,6 +103,8 @@ pub struct Outcome {
     pub format: Format,
     /// Columns and keys of messages that were not taken over, at most 32.
     pub left_aside: BTreeSet<String>,
+    /// The ledger of withdrawals that a recipe has to name.
+    pub ledger: Option<String>,
     /// The file that was written.
     pub output: PathBuf,
     /// The file that names the rows set aside.
@@ -122,6 +124,9 @@ impl Import {
     pub fn prepare(options: Options) -> Result<Self, ImportError> {
         let mut sources = Vec::new();
         for pattern in &options.sources {
+            if let Some(address) = address(pattern) {
+                return Err(ImportError::Address { address });
+            }
             sources.extend(source::resolve(pattern)?);
         }
         let declared = declared::read(&options.consent)?;
@@ -277,6 +282,7 @@ impl Import {
             without_end: 0,
             format: shape.format(),
             left_aside: BTreeSet::new(),
+            ledger: self.consents.declared.ledger.clone(),
             output: self.output.clone(),
             rejects: self.rejects.clone(),
         }
@@ -310,6 +316,14 @@ impl Import {
         })?;
         Content::new(sample, left_aside)
     }
+}
+
+/// What is an address rather than a path, without its query, which may be a signature.
+fn address(source: &str) -> Option<String> {
+    let is_letter = |c: char| c.is_ascii_alphanumeric();
+    let (scheme, _) = source.split_once("://")?;
+    let is_address = !scheme.is_empty() && scheme.chars().all(is_letter);
+    is_address.then(|| source.split(['?', '#']).next().unwrap_or_default().to_owned())
 }
 
 /// The folder in which a file lies.

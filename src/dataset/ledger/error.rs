@@ -155,7 +155,8 @@ impl Diagnose for LedgerError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                "check the path; the first `heirloom data withdraw --ledger` to it begins it"
+                "check the path; where nobody has withdrawn yet, an empty file is a ledger that \
+                 has no event (`touch withdrawals.jsonl`)"
                     .to_owned()
             }
             Self::Read { source, .. } | Self::Write { source, .. } => return source.hint(),
