@@ -120,9 +120,12 @@ impl Place {
         Self { world, server, encoder: Arc::new(encoder.with_clock(now)), now, shuffled: true }
     }
 
+    #[expect(clippy::result_large_err, reason = "the error is looked at, and that is all")]
     fn stream(&self, rows: &str, from: Position) -> Result<Stream, DatasetError> {
         let path = self.world.path("of-test.yaml");
-        let order = format!("  shuffle: {}\ntrain:", self.shuffled);
+        // Pools of single documents are small: several lie between one end and the other.
+        let packing = if self.shuffled { "best-fit" } else { "none" };
+        let order = format!("  shuffle: {}\n  packing: {packing}\ntrain:", self.shuffled);
         fs::write(
             &path,
             RECIPE.replace("ROWS", rows).replace("train:\n  epochs", &format!("{order}\n  epochs")),
@@ -140,6 +143,7 @@ impl Place {
         steps.map(Result::unwrap).collect()
     }
 
+    #[expect(clippy::result_large_err, reason = "as above")]
     fn remote(&self, from: Position) -> Result<Stream, DatasetError> {
         self.stream(&address(&self.server), from)
     }
@@ -228,7 +232,7 @@ fn a_server_that_dies_ends_the_stream_which_goes_on_where_it_was() {
             assert!(rest == local[steps.len()..], "{after}");
         }
     }
-    assert!(broken_off.len() > 3, "it broke off at few places: {broken_off:?}");
+    assert!(broken_off.len() > 1, "it broke off at one place only: {broken_off:?}");
 }
 
 #[test]
