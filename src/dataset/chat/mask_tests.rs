@@ -261,7 +261,8 @@ fn words_that_look_like_a_frame_are_found_where_they_stand() {
 const TWO_ENDS: &str = "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' }}\
     {% if m.tool_calls %}{% if loop.last %}{{ m.content + '<|end|>' }}{% endif %}\
     {{ m.tool_calls[0].function.name + '<|other|>' }}\
-    {% else %}{{ m.content }}{{ '<|other|>' if loop.last else '<|end|>' }}{% endif %}\
+    {% else %}{{ m.content }}\
+    {{ '<|other|>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endif %}\
     {% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
 
 /// A question, an answer that calls `f`, what that gives, and an answer.
@@ -285,17 +286,34 @@ fn the_last_turn_may_be_closed_with_another_token_than_those_before_it() {
     check(encoder.encode(&talk, TrainOn::Assistant), "<Ua.A[b.]Uc.A[d+]");
     check(encoder.encode(&talk, TrainOn::Last), "<Ua.Ab.Uc.A[d+]");
     let question = chat(&["user: a", "assistant: b", "user: c"]);
-    check(encoder.encode(&question, TrainOn::Assistant), "<Ua.A[b.]Uc+");
+    check(encoder.encode(&question, TrainOn::Assistant), "<Ua.A[b.]Uc.");
     let calling = calling(json!("x"), call());
     check(encoder.encode(&calling, TrainOn::Assistant), "<Ua.A[f+]St.A[d+]");
+}
+
+#[test]
+fn a_call_ends_where_its_answer_begins() {
+    // The answer is written in the turn that calls, and what is said beside the call after it.
+    let template = "{{ bos_token }}{% for m in messages %}{% if m.tool_calls %}\
+        {{ '<|assistant|>' + m.tool_calls[0].function.name }}\
+        {% if loop.last %}{{ m.content + '<|other|>' }}\
+        {% else %}{{ '<|other|>' + messages[loop.index].content + m.content + '<|end|>' }}\
+        {% endif %}{% elif m.role != 'system' %}\
+        {{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
+    let encoder = configured(template, json!({}));
+    let learned = encoder.encode(calling(json!("x"), call()), TrainOn::Assistant);
+    check(learned, "<Ua.A[f+]tx.A[d.]");
 }
 
 #[test]
 fn what_opens_the_next_turn_closes_none() {
     let talk = chat(&["user: a", "assistant: b", "user: c", "assistant: d"]);
     let open = TWO_ENDS.replace("else '<|end|>'", "else ''");
-    for template in [open.clone(), open.replace("'<|' + m.role", "'<|begin|>' + m.role")] {
-        assert_ne!(template, TWO_ENDS);
+    assert_ne!(open, TWO_ENDS);
+    let named = open.replace("'<|' + m.role", "'<|begin|>' + m.role");
+    let named = named.replace("'<|assistant|>'", "'<|begin|>assistant|>'");
+    for template in [open, named] {
         let refused = configured(&template, json!({})).encode(&talk, TrainOn::Assistant);
         assert!(matches!(refused, Err(ChatError::NoEndOfTurn { message: 1 })), "{refused:?}");
     }

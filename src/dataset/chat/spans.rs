@@ -193,7 +193,7 @@ impl Finder<'_> {
     fn closed_before_an_answer(&self, index: usize) -> Option<String> {
         let frame = self.frame().filter(|frame| !frame.closes_question)?;
         let mut messages = self.values.messages.get(..=index)?.to_vec();
-        *messages.get_mut(index)? = message(&self.in_other_words(index)?);
+        *messages.get_mut(index)? = message(&self.saying(index, OTHER_WORDS)?);
         messages.push(turn(ASSISTANT, OTHER_WORDS));
         let text = self.render(&messages, Ask::Nothing)?;
         let (_, rest) = text.split_once(OTHER_WORDS)?;
@@ -202,15 +202,23 @@ impl Finder<'_> {
         (!closed.contains(OTHER_WORDS)).then(|| closed.to_owned())
     }
 
-    /// The end of calls that stand in the text as they do at the end of the conversation.
+    /// The end of calls that stand in the text as they do at the end of the conversation, with
+    /// what is said beside them or without.
     fn end_of_calls(&self, index: usize, start: usize) -> Option<(usize, Close)> {
-        let name = name_of(calls(self.conversation.messages.get(index)?).last()?)?;
-        let through = self.render(self.values.messages.get(..=index)?, Ask::Nothing)?;
-        let call = through.get(through.rfind(name)?..)?;
+        let called = self.conversation.messages.get(index)?;
+        let name = name_of(calls(called).last()?)?;
         let (around, _) = self.around_content(index + 1)?;
-        let mut found = self.text.get(start..around.len())?.match_indices(call);
-        let (at, _) = found.next().filter(|_| found.next().is_none())?;
-        Some((start + at + call.len(), Close::Last))
+        let written = self.text.get(start..around.len())?;
+        let end = |last: Value| {
+            let mut messages = self.values.messages.get(..index)?.to_vec();
+            messages.push(last);
+            let through = self.render(&messages, Ask::Nothing)?;
+            let call = through.get(through.rfind(name)?..)?;
+            let mut found = written.match_indices(call);
+            let (at, _) = found.next().filter(|_| found.next().is_none())?;
+            Some((start + at + call.len(), Close::Last))
+        };
+        end(message(called)).or_else(|| end(message(&self.saying(index, "")?)))
     }
 
     /// What the template writes around a question and an answer.
@@ -237,17 +245,17 @@ impl Finder<'_> {
     /// What stands before and after the content of a message in the first messages.
     fn with_other_words(&self, index: usize, first: usize) -> Option<(String, String)> {
         let mut messages = self.values.messages.get(..first)?.to_vec();
-        *messages.get_mut(index)? = message(&self.in_other_words(index)?);
+        *messages.get_mut(index)? = message(&self.saying(index, OTHER_WORDS)?);
         let other = self.render(&messages, Ask::Nothing)?;
         let (before, after) = other.split_once(OTHER_WORDS)?;
         Some((before.to_owned(), after.to_owned()))
     }
 
-    /// A message whose content is in other words.
-    fn in_other_words(&self, index: usize) -> Option<Json> {
+    /// A message in other words.
+    fn saying(&self, index: usize, words: &str) -> Option<Json> {
         let mut said = self.conversation.messages.get(index)?.clone();
         said.get("content").filter(|content| content.is_string())?;
-        said.insert("content".to_owned(), Scalar::from(OTHER_WORDS));
+        said.insert("content".to_owned(), Scalar::from(words));
         Some(said)
     }
 
