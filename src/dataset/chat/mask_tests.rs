@@ -255,3 +255,85 @@ fn words_that_look_like_a_frame_are_found_where_they_stand() {
     let encoder = encoder();
     check(encoder.encode(&talk, TrainOn::Assistant), "<U/./A/x./A/[ b /.]/U/b./A/[b./U/c.]/");
 }
+
+/// Closes the last turn with another token than those before it, and calls with that one too.
+/// Says what is beside a call only where nothing comes after it.
+const TWO_ENDS: &str = "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' }}\
+    {% if m.tool_calls %}{% if loop.last %}{{ m.content + '<|end|>' }}{% endif %}\
+    {{ m.tool_calls[0].function.name + '<|other|>' }}\
+    {% else %}{{ m.content }}\
+    {{ '<|other|>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endif %}\
+    {% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
+
+/// A question, an answer that calls `f`, what that gives, and an answer.
+fn calling(content: serde_json::Value, calls: serde_json::Value) -> Conversation {
+    serde_json::from_value(json!({"messages": [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": content, "tool_calls": calls},
+        {"role": "system", "content": "t"},
+        {"role": "assistant", "content": "d"}]}))
+    .unwrap()
+}
+
+fn call() -> serde_json::Value {
+    json!([{"type": "function", "function": {"name": "f", "arguments": {}}}])
+}
+
+#[test]
+fn the_last_turn_may_be_closed_with_another_token_than_those_before_it() {
+    let encoder = configured(TWO_ENDS, json!({}));
+    let talk = chat(&["user: a", "assistant: b", "user: c", "assistant: d"]);
+    check(encoder.encode(&talk, TrainOn::Assistant), "<Ua.A[b.]Uc.A[d+]");
+    check(encoder.encode(&talk, TrainOn::Last), "<Ua.Ab.Uc.A[d+]");
+    let question = chat(&["user: a", "assistant: b", "user: c"]);
+    check(encoder.encode(&question, TrainOn::Assistant), "<Ua.A[b.]Uc.");
+    let calling = calling(json!("x"), call());
+    check(encoder.encode(&calling, TrainOn::Assistant), "<Ua.A[f+]St.A[d+]");
+}
+
+#[test]
+fn a_call_ends_where_its_answer_begins() {
+    // The answer is written in the turn that calls, and what is said beside the call after it.
+    let template = "{{ bos_token }}{% for m in messages %}{% if m.tool_calls %}\
+        {{ '<|assistant|>' + m.tool_calls[0].function.name }}\
+        {% if loop.last %}{{ m.content + '<|other|>' }}\
+        {% else %}{{ '<|other|>' + messages[loop.index].content + m.content + '<|end|>' }}\
+        {% endif %}{% elif m.role != 'system' %}\
+        {{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
+    let encoder = configured(template, json!({}));
+    let learned = encoder.encode(calling(json!("x"), call()), TrainOn::Assistant);
+    check(learned, "<Ua.A[f+]tx.A[d.]");
+}
+
+#[test]
+fn what_opens_the_next_turn_closes_none() {
+    let talk = chat(&["user: a", "assistant: b", "user: c", "assistant: d"]);
+    let open = TWO_ENDS.replace("else '<|end|>'", "else ''");
+    assert_ne!(open, TWO_ENDS);
+    let named = open.replace("'<|' + m.role", "'<|begin|>' + m.role");
+    let named = named.replace("'<|assistant|>'", "'<|begin|>assistant|>'");
+    for template in [open, named] {
+        let refused = configured(&template, json!({})).encode(&talk, TrainOn::Assistant);
+        assert!(matches!(refused, Err(ChatError::NoEndOfTurn { message: 1 })), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_call_that_the_template_leaves_out_is_refused() {
+    let refused = |template: &str, talk: Conversation| {
+        let refused = configured(template, json!({})).encode(talk, TrainOn::Assistant);
+        assert!(matches!(refused, Err(ChatError::NotVerbatim { message: 1 })), "{refused:?}");
+    };
+    for nothing in [json!(""), json!(" \n"), json!([])] {
+        refused(&TEMPLATE.replace("m.content", "m.content|string"), calling(nothing, call()));
+    }
+    // Words beside it are learned.
+    let said = encoder().encode(calling(json!("x"), call()), TrainOn::Assistant);
+    check(said, "<U/a./A/[x.]/S/t./A/[d.]/");
+    // No call is none that could have been left out.
+    let none = encoder().encode(calling(json!("x"), json!([])), TrainOn::Assistant);
+    check(none, "<U/a./A/[x.]/S/t./A/[d.]/");
+    let silent = TEMPLATE.replace("m.content", "(m.content if m.role != 'assistant' else '')");
+    refused(&silent, calling(json!("x"), json!([])));
+}

@@ -161,30 +161,68 @@ impl Finder<'_> {
             return (through.len() >= start).then_some((through.len(), Close::Last));
         }
         let turn = self.conversation.messages.get(index)?;
-        let words = (!turn.contains_key("tool_calls")).then(|| self.end_of_words(index, start));
-        if let Some(found) = words.flatten() {
-            return Some(found);
+        let found = if calls(turn).is_empty() {
+            self.end_of_words(index, start)
+        } else {
+            self.end_of_calls(index, start)
+        };
+        if found.is_some() {
+            return found;
         }
         let (around, _) = self.around_content(index + 1)?;
         (around.len() >= start).then_some((around.len(), Close::Known))
     }
 
     /// The end of a turn that is written otherwise when it is the last: what follows its
-    /// words in both is what closes it.
+    /// words in both is what closes it. Some templates close the last turn with another token
+    /// too; then it is what stands between the words and the opening of a further answer.
     fn end_of_words(&self, index: usize, start: usize) -> Option<(usize, Close)> {
         let (_, rest) = self.around_content(index)?;
         let words = self.text.len().checked_sub(rest.len()).filter(|end| *end >= start)?;
         let (_, closed) = self.with_other_words(index, index + 1)?;
-        let shared = shared_length(&rest, &closed);
+        let mut shared = shared_length(&rest, &closed);
+        if shared < closed.len() {
+            // Two tokens may begin with the same characters.
+            let closed = self.closed_before_an_answer(index).unwrap_or_default();
+            shared = shared.max(shared_length(&rest, &closed));
+        }
         (shared > 0).then_some((words + shared, Close::First(words)))
+    }
+
+    /// What the template writes between the words of a turn and a further answer.
+    fn closed_before_an_answer(&self, index: usize) -> Option<String> {
+        let frame = self.frame().filter(|frame| !frame.closes_question)?;
+        let mut messages = self.values.messages.get(..=index)?.to_vec();
+        *messages.get_mut(index)? = message(&self.saying(index, OTHER_WORDS)?);
+        messages.push(turn(ASSISTANT, OTHER_WORDS));
+        let text = self.render(&messages, Ask::Nothing)?;
+        let (_, rest) = text.split_once(OTHER_WORDS)?;
+        let (closed, _) = rest.split_once(&frame.opening)?;
+        // Else it is not the opening of the further answer that was found.
+        (!closed.contains(OTHER_WORDS)).then(|| closed.to_owned())
+    }
+
+    /// The end of calls that stand in the text as they do at the end of the conversation, with
+    /// what is said beside them or without.
+    fn end_of_calls(&self, index: usize, start: usize) -> Option<(usize, Close)> {
+        let called = self.conversation.messages.get(index)?;
+        let name = name_of(calls(called).last()?)?;
+        let (around, _) = self.around_content(index + 1)?;
+        let written = self.text.get(start..around.len())?;
+        let end = |last: Value| {
+            let mut messages = self.values.messages.get(..index)?.to_vec();
+            messages.push(last);
+            let through = self.render(&messages, Ask::Nothing)?;
+            let call = through.get(through.rfind(name)?..)?;
+            let mut found = written.match_indices(call);
+            let (at, _) = found.next().filter(|_| found.next().is_none())?;
+            Some((start + at + call.len(), Close::Last))
+        };
+        end(message(called)).or_else(|| end(message(&self.saying(index, "")?)))
     }
 
     /// What the template writes around a question and an answer.
     fn frame(&self) -> Option<Frame> {
-        let turn = |role: &str, content: &str| {
-            let pairs = [("role", role), ("content", content)];
-            message(&pairs.map(|(k, v)| (k.to_owned(), Scalar::from(v))).into_iter().collect())
-        };
         let small = [turn("user", OTHER_WORDS), turn(ASSISTANT, OTHER_WORDS)];
         let asked = self.render(&small[..1], Ask::Nothing)?;
         let prompt = self.render(&small[..1], Ask::Answer)?;
@@ -206,21 +244,34 @@ impl Finder<'_> {
 
     /// What stands before and after the content of a message in the first messages.
     fn with_other_words(&self, index: usize, first: usize) -> Option<(String, String)> {
-        let mut said = self.conversation.messages.get(index)?.clone();
-        said.get("content").filter(|content| content.is_string())?;
-        said.insert("content".to_owned(), Scalar::from(OTHER_WORDS));
         let mut messages = self.values.messages.get(..first)?.to_vec();
-        *messages.get_mut(index)? = message(&said);
+        *messages.get_mut(index)? = message(&self.saying(index, OTHER_WORDS)?);
         let other = self.render(&messages, Ask::Nothing)?;
         let (before, after) = other.split_once(OTHER_WORDS)?;
         Some((before.to_owned(), after.to_owned()))
     }
 
-    /// Whether a turn has the words of its message, all of them or those after the reasoning.
+    /// A message in other words.
+    fn saying(&self, index: usize, words: &str) -> Option<Json> {
+        let mut said = self.conversation.messages.get(index)?.clone();
+        said.get("content").filter(|content| content.is_string())?;
+        said.insert("content".to_owned(), Scalar::from(words));
+        Some(said)
+    }
+
+    /// Whether a turn has the words of its message, all of them or those after the reasoning;
+    /// of one that only calls, the names of what it calls.
     fn says(&self, index: usize, written: &str) -> bool {
         let Some(turn) = self.conversation.messages.get(index) else { return false };
-        // Some templates leave out what is said beside a call; the call is what is learned.
-        match turn.get("content").filter(|_| !turn.contains_key("tool_calls")) {
+        let calls = calls(turn);
+        let content = turn.get("content");
+        if !calls.is_empty() {
+            // Some templates leave out what is said beside a call; the call is what is learned.
+            // Others leave out the call, and nothing would be.
+            let speaks = content.is_some_and(|content| !is_empty(content));
+            return speaks || calls.iter().filter_map(name_of).all(|name| written.contains(name));
+        }
+        match content {
             Some(Scalar::String(words)) => {
                 let answer = words.rsplit("</think>").next().unwrap_or(words);
                 written.contains(words.trim()) || written.contains(answer.trim())
@@ -236,6 +287,29 @@ impl Finder<'_> {
     fn render(&self, messages: &[Value], ask: Ask) -> Option<String> {
         self.template.render(&self.values.others, messages, ask).ok()
     }
+}
+
+fn turn(role: &str, content: &str) -> Value {
+    let pairs = [("role", role), ("content", content)];
+    message(&pairs.map(|(k, v)| (k.to_owned(), Scalar::from(v))).into_iter().collect())
+}
+
+fn is_empty(content: &Scalar) -> bool {
+    match content {
+        Scalar::String(words) => words.trim().is_empty(),
+        Scalar::Array(parts) => parts.is_empty(),
+        other => other.is_null(),
+    }
+}
+
+/// The calls of a turn.
+fn calls(turn: &Json) -> &[Scalar] {
+    turn.get("tool_calls").and_then(Scalar::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// The name of what is called.
+fn name_of(call: &Scalar) -> Option<&str> {
+    call.get("function").unwrap_or(call).get("name")?.as_str()
 }
 
 /// Bytes that two texts start with in common, in whole characters.
