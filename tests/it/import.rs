@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 
 use crate::world::{RECIPE, Ran, World};
 
+mod strict;
+
 /// Rows about nobody, which every run for the shop may use.
 const DECLARATION: &str = "\
 dataset_id: urn:uuid:f47ac10b-58cc-4372-a567-0e02b2c3d479

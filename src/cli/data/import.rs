@@ -153,6 +153,13 @@ fn explain(outcome: &Outcome, printer: Printer) {
             outcome.without_end
         ));
     }
+    if outcome.without_subject > 0 {
+        printer.note(&format!(
+            "\nwarning: {} rows rest on consent and do not say whose: a subject who withdraws \
+             will not be found in them\n  hint: map `subject` in the declaration",
+            outcome.without_subject
+        ));
+    }
     if !outcome.left_aside.is_empty() {
         let names: Vec<String> =
             outcome.left_aside.iter().map(|name| format!("`{name}`")).collect();
@@ -180,6 +187,7 @@ struct Answer<'a> {
     rows: u64,
     statuses: &'a BTreeMap<&'static str, u64>,
     without_end: u64,
+    without_subject: u64,
     rejected: &'a BTreeMap<&'static str, u64>,
     not_taken_over: Vec<&'a str>,
 }
@@ -194,6 +202,7 @@ impl<'a> Answer<'a> {
             rows: outcome.rows,
             statuses: &outcome.statuses,
             without_end: outcome.without_end,
+            without_subject: outcome.without_subject,
             rejected: &outcome.rejected,
             not_taken_over: outcome.left_aside.iter().map(String::as_str).collect(),
         }

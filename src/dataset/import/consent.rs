@@ -79,6 +79,11 @@ impl Consents {
         columns.flat_map(|column| [column.clone(), root(column)]).collect()
     }
 
+    /// The id that a row brings along.
+    pub(super) fn record_id(&self, row: &Json) -> Result<Option<String>, Reject> {
+        self.one(row, "record_id", self.declared.columns.record_id.as_ref())
+    }
+
     /// The consent of a row.
     pub(super) fn of(&self, row: &Json) -> Result<RowConsent, Reject> {
         let columns = &self.declared.columns;
@@ -109,6 +114,10 @@ impl Consents {
             return Err(Reason::NoConsentRecord.of("consent_record_id"));
         }
         let subject = one("subject", &columns.subject)?;
+        if basis == "consent" && columns.subject.is_some() && subject.is_none() {
+            // Whoever gave it could never be found when they withdraw it.
+            return Err(Reason::NoSubject.of("subject"));
+        }
         let source = match (one("source", &columns.source)?, default) {
             (Some(source), _) => source,
             (None, Some(default)) => default.source.clone(),
@@ -128,7 +137,7 @@ impl Consents {
                 return Err(Reason::NoJustification.of("source"));
             }
         }
-        let record_id = one("record_id", &columns.record_id)?;
+        let record_id = self.record_id(row)?;
         if columns.record_id.is_some() && record_id.is_none() {
             return Err(Reason::NoRecordId.of("record_id"));
         }
@@ -295,7 +304,7 @@ fn agreed(said: Said, record: Option<&Record>) -> Result<Said, Reject> {
 }
 
 /// The value of a column, or of a path with dots that leads into objects.
-fn look_up<'a>(row: &'a Json, column: &str) -> Option<&'a Value> {
+pub(super) fn look_up<'a>(row: &'a Json, column: &str) -> Option<&'a Value> {
     row.get(column).or_else(|| {
         let mut names = column.split('.');
         let first = row.get(names.next()?)?;

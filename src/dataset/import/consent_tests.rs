@@ -262,6 +262,8 @@ fn a_record_speaks_for_its_rows_and_nothing_may_say_otherwise() {
 fn a_declaration_that_cannot_be_meant_is_refused_where_it_stands() {
     let world = World::new();
     for (rest, told) in [
+        ("license: MIT\n", "consent.yaml:8:1: `license` stands there twice; keep one of the two"),
+        ("---\na: b\n", "consent.yaml:9:1: another document begins here; "),
         ("collumns: {}\n", "consent.yaml:8:1: unknown key `collumns`; did you mean `columns`?"),
         (
             "columns: { status: { colum: x } }\n",
@@ -308,6 +310,9 @@ fn a_declaration_that_cannot_be_meant_is_refused_where_it_stands() {
         let refusal = world.refuses(&DEFAULT.replace(from, to));
         assert!(refusal.contains(told), "{refusal}");
     }
+    world.write("consent.yaml", "# nothing yet\n\n");
+    let empty = declared::read(&world.path("consent.yaml")).unwrap_err().to_string();
+    assert!(empty.ends_with("consent.yaml:1:1: the declaration is empty"), "{empty}");
     fs::remove_file(world.path("consent.yaml")).unwrap();
     assert!(declared::read(&world.path("consent.yaml")).is_err());
 }

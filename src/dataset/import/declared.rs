@@ -246,6 +246,18 @@ pub fn read(path: &Path) -> Result<Declared, ImportError> {
         what: format!("this is not UTF-8 at byte {}", error.utf8_error().valid_up_to()),
         hint: None,
     })?;
+    let says_something = |line: &str| !line.trim().is_empty() && !line.trim().starts_with('#');
+    if !text.lines().any(says_something) {
+        let hint = "docs/reference/import.md says what it holds".to_owned();
+        let what = "the declaration is empty".to_owned();
+        return Err(ImportError::Yaml {
+            path: path.to_owned(),
+            line: 1,
+            column: 1,
+            what,
+            hint: Some(hint),
+        });
+    }
     // A column may be called `y`: only YAML 1.1 takes that for true.
     let options = serde_saphyr::options! { strict_booleans: true };
     let mut declared: Declared = serde_saphyr::from_str_with_options(&text, options)
@@ -270,6 +282,14 @@ fn misread(path: &Path, error: &YamlError) -> ImportError {
         YamlError::SerdeInvalidType { unexpected, expected, .. } => {
             let hint = "put a word that looks like something else into quotes".to_owned();
             (format!("this is {unexpected}, not {expected}"), Some(hint))
+        }
+        YamlError::DuplicateMappingKey { key, .. } => {
+            let key = key.as_ref().map_or("a key".to_owned(), |key| format!("`{key}`"));
+            (format!("{key} stands there twice"), Some("keep one of the two".to_owned()))
+        }
+        YamlError::MultipleDocuments { .. } => {
+            let hint = "keep one declaration in a file".to_owned();
+            ("another document begins here".to_owned(), Some(hint))
         }
         error => (error.to_string(), None),
     };

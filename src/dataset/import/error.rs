@@ -9,6 +9,7 @@ use super::super::describe::DescribeError;
 use super::super::format::LayoutError;
 use super::super::source::SourceError;
 use crate::diagnose::{Blame, Diagnose};
+use crate::recipe::problem;
 
 /// How the key that `subject_key` names comes to be.
 pub(super) const MAKE_KEY: &str =
@@ -72,6 +73,47 @@ pub enum ImportError {
     NoSubjectKey {
         /// The key.
         path: PathBuf,
+    },
+    /// A text in another encoding.
+    #[error("`{}` is not UTF-8 but UTF-16", path.display())]
+    Encoding {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A source records consent that the declaration would pass over.
+    #[error(
+        "`{}` records consent in {}, which the declaration does not map",
+        path.display(),
+        problem::listed(columns.iter().map(String::as_str))
+    )]
+    Unmapped {
+        /// The source.
+        path: PathBuf,
+        /// The columns.
+        columns: Vec<String>,
+    },
+    /// A mapping names a column that is not there.
+    #[error("`{key}` names the column `{column}`, which {}", absent(path.as_deref()))]
+    NoColumn {
+        /// The source; none where no row of JSON has it.
+        path: Option<PathBuf>,
+        /// The key of the mapping.
+        key: String,
+        /// The column.
+        column: String,
+        /// The columns that are there.
+        known: Vec<String>,
+    },
+    /// Rows of one id whose consent differs: nobody can tell which of them holds.
+    #[error(
+        "line {} of `{}` and line {} of `{}` have the same record id and different consent",
+        first.1, first.0.display(), second.1, second.0.display()
+    )]
+    Conflict {
+        /// The file and the line (in Parquet, the row) of the first.
+        first: (PathBuf, u64),
+        /// Those of the one that differs.
+        second: (PathBuf, u64),
     },
     /// The keys of the rows are those of no format.
     #[error("the format of `{}` cannot be told from the keys of its rows", path.display())]
@@ -156,6 +198,10 @@ fn named(paths: &[PathBuf]) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
+fn absent(path: Option<&Path>) -> String {
+    path.map_or("no row has".to_owned(), |path| format!("`{}` does not have", path.display()))
+}
+
 impl ImportError {
     pub(super) fn read(path: &Path) -> impl Fn(io::Error) -> Self {
         move |source| Self::Read { path: path.to_owned(), source }
@@ -169,7 +215,7 @@ impl Diagnose for ImportError {
             Self::Describe(error) => return error.hint(),
             Self::Layout(LayoutError::UnknownField { field, known }) => {
                 let known = known.iter().copied();
-                let offer = crate::recipe::problem::offer(field, known);
+                let offer = problem::offer(field, known);
                 format!("{offer} `--columns` takes FIELD=COLUMN, the format's word first")
             }
             Self::Layout(error) => return error.hint(),
@@ -184,10 +230,20 @@ impl Diagnose for ImportError {
             Self::Broken { .. } | Self::NotParquet { .. } => {
                 "mend the file, or download it again; it may have been cut short".to_owned()
             }
+            Self::Encoding { .. } => "convert it with `iconv -f UTF-16 -t UTF-8`".to_owned(),
+            Self::Unmapped { .. } => "map them under `columns` of the declaration, or drop them \
+                                      from the source if they are not to count"
+                .to_owned(),
+            Self::NoColumn { column, known, .. } => {
+                problem::offer(column, known.iter().map(String::as_str))
+            }
+            Self::Conflict { .. } => {
+                "keep the row whose consent holds today, and drop the others".to_owned()
+            }
             Self::Format { keys, .. } => format!(
                 "say it with `--format`, and `--columns FIELD=COLUMN` where columns have names \
                  of their own; the rows have {}",
-                crate::recipe::problem::listed(keys.iter().map(String::as_str))
+                problem::listed(keys.iter().map(String::as_str))
             ),
             Self::NoRow { .. } => "check that these are the files that are meant".to_owned(),
             Self::Nothing { .. } => {

@@ -15,6 +15,7 @@ pub mod declared;
 mod detect;
 mod error;
 mod footer;
+mod mapped;
 mod record;
 mod reject;
 mod rows;
@@ -43,6 +44,7 @@ use crate::files;
 use crate::recipe::Format;
 use consent::{Consents, RowConsent};
 use content::{Content, Shape};
+use mapped::Mapped;
 use reject::Rejects;
 use seen::Seen;
 use write::{Layout, Row, Writer};
@@ -99,6 +101,9 @@ pub struct Outcome {
     /// Rows that name no end of their consent where the data set does not say `endless`: no
     /// run will use them.
     pub without_end: u64,
+    /// Rows that rest on consent where no column of subjects is mapped: a subject who
+    /// withdraws will not be found in them.
+    pub without_subject: u64,
     /// The format by which a recipe reads what was written.
     pub format: Format,
     /// Columns and keys of messages that were not taken over, at most 32.
@@ -182,6 +187,8 @@ impl Import {
             about,
             namespace,
         };
+        let mapped = import.mapped();
+        import.sources.iter().try_for_each(|path| mapped.check_header(path))?;
         // Texts or messages: the first row that can be read decides.
         import.shape = first
             .into_iter()
@@ -254,14 +261,19 @@ impl Import {
             seen: Seen::new(folder_of(&self.output)),
             shape,
             wanted: self.wanted(),
+            mapped: self.mapped(),
             outcome: self.nothing_yet(shape),
             wider: BTreeSet::new(),
         };
         let mut behind = 0;
         for path in &self.sources {
             let wanted = reading.wanted.clone();
+            let has_header = rows::columns(path)?.is_some();
             rows::read(path, Some(&wanted), &mut |line, row, bytes| {
                 progress(behind + bytes);
+                if let (false, Ok(row)) = (has_header, &row) {
+                    reading.mapped.check_row(path, row)?;
+                }
                 reading.visit(path, line, row)?;
                 let wide = reading.wider.is_subset(optional);
                 Ok(if wide { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
@@ -280,6 +292,7 @@ impl Import {
             rejected: BTreeMap::new(),
             statuses: BTreeMap::new(),
             without_end: 0,
+            without_subject: 0,
             format: shape.format(),
             left_aside: BTreeSet::new(),
             ledger: self.consents.declared.ledger.clone(),
@@ -298,6 +311,31 @@ impl Import {
         let fields = format::fields(self.format).iter();
         let fields = fields.map(|field| self.column(field.name).to_owned());
         fields.chain(self.consents.columns()).collect()
+    }
+
+    /// What is mapped, for the sources to be compared with.
+    fn mapped(&self) -> Mapped {
+        Mapped::new(&self.consents, &self.columns, self.wanted())
+    }
+
+    /// Where an id is first. Lines are not remembered for every id: this is asked once, of an
+    /// import that has failed.
+    fn first_of(&self, id: &str) -> Result<Option<(PathBuf, u64)>, ImportError> {
+        let mut first = None;
+        for path in &self.sources {
+            rows::read(path, Some(&self.wanted()), &mut |line, row, _| {
+                let found = row.and_then(|row| self.consents.record_id(&row));
+                if found.is_ok_and(|found| found.as_deref() == Some(id)) {
+                    first = Some((path.clone(), line));
+                    return Ok(ControlFlow::Break(()));
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+            if first.is_some() {
+                break;
+            }
+        }
+        Ok(first)
     }
 
     /// What a row holds. Its values are taken out of it.
@@ -338,7 +376,11 @@ fn unfolded(format: Format, field: &str, value: Value) -> Result<Value, Wrong> {
     let is_list =
         kind.is_some_and(|field| matches!(field.kind, Kind::Messages | Kind::Turns | Kind::Pairs));
     match value {
-        Value::String(text) if is_list => serde_json::from_str(&text).map_err(|_| Wrong::NotJson),
+        // Nor is it JSON that can be relied on if an object in it has a key twice.
+        Value::String(text) if is_list => match crate::json::check(&text) {
+            Ok(()) => serde_json::from_str(&text).map_err(|_| Wrong::NotJson),
+            Err(_) => Err(Wrong::NotJson),
+        },
         value => Ok(value),
     }
 }
@@ -365,10 +407,11 @@ struct Reading<'a, 'o, 'r> {
     import: &'a Import,
     writer: Writer<&'o mut (dyn Write + Send)>,
     rejects: Rejects<'r>,
-    /// Contents, or ids where rows bring their own.
+    /// Contents, or ids and their consents where rows bring ids of their own.
     seen: Seen,
     shape: Shape,
     wanted: BTreeSet<String>,
+    mapped: Mapped,
     outcome: Outcome,
     wider: BTreeSet<&'static str>,
 }
@@ -380,12 +423,17 @@ impl Reading<'_, '_, '_> {
         line: u64,
         row: Result<Json, Reject>,
     ) -> Result<(), ImportError> {
-        let known = row.and_then(|mut row| {
+        let mut row = match row {
+            Ok(row) => row,
+            Err(reject) => return self.set_aside(path, line, &reject),
+        };
+        // Before the content is taken out: a column may be both.
+        let consent = self.import.consents.of(&row);
+        self.agrees(path, line, &row, &consent)?;
+        let known = consent.and_then(|consent| {
             for key in row.keys().filter(|key| !self.wanted.contains(*key)) {
                 content::leave_aside(&mut self.outcome.left_aside, key);
             }
-            // Before the content is taken out: a column may be both.
-            let consent = self.import.consents.of(&row)?;
             let content = self.import.content(&mut row, &mut self.outcome.left_aside)?;
             if content.shape != self.shape {
                 return Err(Reason::OtherShape.into());
@@ -408,12 +456,45 @@ impl Reading<'_, '_, '_> {
         let endless = declared.expiry.as_deref() == Some("endless");
         self.outcome.rows += 1;
         *self.outcome.statuses.entry(consent.status).or_default() += 1;
+        let is_nobodys = consent.basis == "consent" && declared.columns.subject.is_none();
+        self.outcome.without_subject += u64::from(is_nobodys);
         self.outcome.without_end += u64::from(consent.expires_at.is_none() && !endless);
         self.writer.add(Row { record_id, content, consent }, bytes)
     }
 
     fn set_aside(&mut self, path: &Path, line: u64, reject: &Reject) -> Result<(), ImportError> {
         self.rejects.add(path, line, reject).map_err(ImportError::Write)
+    }
+
+    /// Refuses a row whose id earlier rows have with another consent. Also of rows that are
+    /// set aside: a withdrawal counts even where nothing else of its row can be used.
+    fn agrees(
+        &mut self,
+        path: &Path,
+        line: u64,
+        row: &Json,
+        consent: &Result<RowConsent, Reject>,
+    ) -> Result<(), ImportError> {
+        let Ok(Some(id)) = self.import.consents.record_id(row) else { return Ok(()) };
+        let said = match consent {
+            Ok(consent) => format!("{consent:?}"),
+            Err(reject) => format!("{reject:?}"),
+        };
+        let of_id = self.times(&["rows of an id", &id])?;
+        if of_id == self.times(&["rows of an id and a consent", &id, &said])? {
+            return Ok(());
+        }
+        let second = (path.to_owned(), line);
+        let first = self.import.first_of(&id)?.unwrap_or_else(|| second.clone());
+        Err(ImportError::Conflict { first, second })
+    }
+
+    /// How often the same was asked before.
+    fn times(&mut self, of: &[&str]) -> Result<u32, ImportError> {
+        use sha2::{Digest as _, Sha256};
+        let digest: [u8; 32] = Sha256::digest(serde_json::json!(of).to_string()).into();
+        let first = digest.first_chunk().copied().unwrap_or_default();
+        self.seen.count(u128::from_be_bytes(first)).map_err(ImportError::Write)
     }
 
     /// The id that a row brings, unless an earlier one has it; or else one of its content, and
@@ -438,6 +519,7 @@ impl Reading<'_, '_, '_> {
     }
 
     fn finish(mut self) -> Result<Outcome, ImportError> {
+        self.mapped.check_end()?;
         let rejected = self.rejects.total();
         self.outcome.rejected = std::mem::take(&mut self.rejects.counts);
         if self.outcome.rows == 0 {

@@ -18,6 +18,7 @@ use super::super::source;
 use super::error::ImportError;
 use super::terms;
 use crate::files;
+use crate::json::{self, Fault};
 
 /// Largest file of records, in bytes.
 const MAX_BYTES: u64 = 16 << 20;
@@ -54,9 +55,16 @@ pub(super) fn read(patterns: &[String]) -> Result<Records, ImportError> {
 fn parse(path: &Path, bytes: &[u8], records: &mut Records) -> Result<(), ImportError> {
     let wrong =
         |reason: &str| ImportError::Record { path: path.to_owned(), reason: reason.to_owned() };
-    let document: Value = serde_json::from_slice(bytes).map_err(|error| {
-        wrong(&format!("it is not JSON at line {}, column {}", error.line(), error.column()))
+    let not_json = |line, column| wrong(&format!("it is not JSON at line {line}, column {column}"));
+    let text = std::str::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8"))?;
+    json::check(text).map_err(|fault| match fault {
+        Fault::Syntax { line, column, .. } => not_json(line, column),
+        Fault::DuplicateKey { line, column, key } => {
+            wrong(&format!("it has `{key}` twice in one object, at line {line}, column {column}"))
+        }
     })?;
+    let document: Value =
+        serde_json::from_str(text).map_err(|error| not_json(error.line(), error.column()))?;
     let digest: [u8; 32] = Sha256::digest(bytes).into();
     let nodes = document.get("@graph").map_or_else(|| vec![&document], items);
     let mut found = false;

@@ -130,9 +130,13 @@ fn the_specimen_of_the_guide_is_read_whole_or_in_a_graph() {
     assert!(record.purposes.is_empty() && record.given_at.is_none());
     let again = parse(Path::new("r.jsonld"), &bytes, &mut records).unwrap_err();
     assert!(again.to_string().contains("the same `@id`"), "{again}");
-    for (text, reason) in
-        [("{", "not JSON at line 1"), ("[]", "nothing in it"), ("{}", "nothing in it")]
-    {
+    let twice = "{\"@type\": \"dpv:ConsentWithdrawn\", \"@type\": \"dpv:ConsentRecord\"}";
+    for (text, reason) in [
+        (twice, "`@type` twice in one object, at line 1"),
+        ("{", "not JSON at line 1"),
+        ("[]", "nothing in it"),
+        ("{}", "nothing in it"),
+    ] {
         let error = parse(Path::new("r.jsonld"), text.as_bytes(), &mut records).unwrap_err();
         assert!(error.to_string().contains(reason), "{error}");
     }

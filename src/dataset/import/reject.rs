@@ -17,6 +17,8 @@ pub enum Reason {
     TooLong,
     /// Not JSON: cut short, or garbled.
     NotJson,
+    /// JSON in which an object has a key twice.
+    DuplicateKey,
     /// JSON nested deeper than any row.
     TooDeep,
     /// Not UTF-8.
@@ -47,6 +49,8 @@ pub enum Reason {
     UnknownConsentRecord,
     /// The record's events or durations cannot be understood.
     UnclearConsentRecord,
+    /// It rests on consent, and its column of subjects does not say whose.
+    NoSubject,
     /// Two that speak of its consent contradict each other.
     Contradiction,
     /// It names a source that is not declared.
@@ -63,6 +67,7 @@ impl Reason {
         match self {
             Self::TooLong => "too-long",
             Self::NotJson => "not-json",
+            Self::DuplicateKey => "duplicate-key",
             Self::TooDeep => "too-deep",
             Self::NotUtf8 => "not-utf8",
             Self::NotAnObject => "row-not-an-object",
@@ -78,6 +83,7 @@ impl Reason {
             Self::NoConsentRecord => "no-consent-record",
             Self::UnknownConsentRecord => "unknown-consent-record",
             Self::UnclearConsentRecord => "unclear-consent-record",
+            Self::NoSubject => "no-subject",
             Self::Contradiction => "contradiction",
             Self::UnknownSource => "unknown-source",
             Self::NoJustification => "no-justification",

@@ -1,6 +1,7 @@
 //! CSV with a header, as RFC 4180 has it.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::path::Path;
 use std::rc::Rc;
@@ -19,19 +20,7 @@ pub(super) fn read(path: &Path, visit: &mut Visit<'_>) -> Result<(), ImportError
     let file = fs::File::open(path).map_err(ImportError::read(path))?;
     let left = Rc::new(Cell::new(MAX_ROW_BYTES));
     let mut reader = ReaderBuilder::new().from_reader(Limited { file, left: Rc::clone(&left) });
-    let header = reader.byte_headers().map_err(|error| broken(path, 1, error))?;
-    let names: Result<Vec<String>, _> =
-        header.iter().map(|name| String::from_utf8(name.to_vec())).collect();
-    let refuse = |reason: &str| {
-        let reason = reason.to_owned();
-        ImportError::Broken { path: path.to_owned(), line: 1, reason }
-    };
-    let names = names.map_err(|_| refuse("a name of the header is not UTF-8"))?;
-    let twice =
-        |index: usize| names.iter().skip(index + 1).any(|name| names.get(index) == Some(name));
-    if (0..names.len()).any(twice) {
-        return Err(refuse("a name of the header stands there twice"));
-    }
+    let names = names(path, &mut reader)?;
     let crlf = reader.position().line() == 1;
     let mut record = ByteRecord::new();
     loop {
@@ -49,6 +38,31 @@ pub(super) fn read(path: &Path, visit: &mut Visit<'_>) -> Result<(), ImportError
             return Ok(());
         }
     }
+}
+
+/// The names in the header.
+pub(super) fn columns(path: &Path) -> Result<BTreeSet<String>, ImportError> {
+    let file = fs::File::open(path).map_err(ImportError::read(path))?;
+    let left = Rc::new(Cell::new(MAX_ROW_BYTES));
+    let mut reader = ReaderBuilder::new().from_reader(Limited { file, left });
+    Ok(names(path, &mut reader)?.into_iter().collect())
+}
+
+fn names<R: Read>(path: &Path, reader: &mut csv::Reader<R>) -> Result<Vec<String>, ImportError> {
+    let header = reader.byte_headers().map_err(|error| broken(path, 1, error))?;
+    let names: Result<Vec<String>, _> =
+        header.iter().map(|name| String::from_utf8(name.to_vec())).collect();
+    let refuse = |reason: &str| {
+        let reason = reason.to_owned();
+        ImportError::Broken { path: path.to_owned(), line: 1, reason }
+    };
+    let names = names.map_err(|_| refuse("a name of the header is not UTF-8"))?;
+    let twice =
+        |index: usize| names.iter().skip(index + 1).any(|name| names.get(index) == Some(name));
+    if (0..names.len()).any(twice) {
+        return Err(refuse("a name of the header stands there twice"));
+    }
+    Ok(names)
 }
 
 /// The line where a row begins. The reader knows where it was before the row, which is before

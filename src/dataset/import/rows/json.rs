@@ -11,6 +11,7 @@ use super::super::error::ImportError;
 use super::super::reject::{Reason, Reject};
 use super::{MAX_ROW_BYTES, Visit};
 use crate::dataset::conversation::Json;
+use crate::json::{self, Fault};
 
 /// How much is read at a time.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -28,7 +29,11 @@ pub(super) fn read(path: &Path, visit: &mut Visit<'_>) -> Result<(), ImportError
         behind: 0,
         closed: false,
     };
-    if pieces.reader.fill_buf().map_err(&failed)?.starts_with(BYTE_ORDER_MARK) {
+    let begin = pieces.reader.fill_buf().map_err(&failed)?;
+    if is_utf16(begin) {
+        return Err(ImportError::Encoding { path: path.to_owned() });
+    }
+    if begin.starts_with(BYTE_ORDER_MARK) {
         pieces.skip(BYTE_ORDER_MARK.len());
     }
     let array = pieces.first_letter().map_err(&failed)? == Some(b'[');
@@ -49,13 +54,24 @@ pub(super) fn read(path: &Path, visit: &mut Visit<'_>) -> Result<(), ImportError
     }
 }
 
+/// Whether a text begins with the byte order mark of UTF-16, or with one of its letters.
+fn is_utf16(begin: &[u8]) -> bool {
+    match begin {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => true,
+        [first, second, ..] => (*first == 0) != (*second == 0),
+        _ => false,
+    }
+}
+
 fn object(piece: &[u8]) -> Result<Json, Reject> {
     // Said apart from other faults: it is another thing to mend.
-    if std::str::from_utf8(piece).is_err() {
-        return Err(Reason::NotUtf8.into());
-    }
-    match serde_json::from_slice(piece) {
-        Ok(Value::Object(object)) => Ok(object),
+    let text = std::str::from_utf8(piece).map_err(|_| Reason::NotUtf8)?;
+    match serde_json::from_str(text) {
+        // Of two equal keys the last would win: a withdrawal could hide behind a yes.
+        Ok(Value::Object(object)) => match json::check(text) {
+            Err(Fault::DuplicateKey { .. }) => Err(Reason::DuplicateKey.into()),
+            _ => Ok(object),
+        },
         Ok(_) => Err(Reason::NotAnObject.into()),
         Err(error) if is_too_deep(&error) => Err(Reason::TooDeep.into()),
         Err(_) => Err(Reason::NotJson.into()),

@@ -41,5 +41,16 @@ pub(super) fn read(
     }
 }
 
+/// The columns of a file that has a header or a schema, with the paths that lead into them;
+/// `None` where each row has keys of its own.
+pub(super) fn columns(path: &Path) -> Result<Option<BTreeSet<String>>, ImportError> {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    match extension.map(str::to_ascii_lowercase).as_deref() {
+        Some("csv") => csv::columns(path).map(Some),
+        Some("parquet") => parquet::columns(path).map(Some),
+        _ => Ok(None),
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -34,11 +34,7 @@ pub(super) fn read(
     let file = file.into_parts().0;
     let wrong = |reason: String| ImportError::NotParquet { path: path.to_owned(), reason };
     let damaged = || wrong(DAMAGED.to_owned());
-    // As everywhere: the types are Parquet's own.
-    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    let metadata = contain(|| ArrowReaderMetadata::load(&file, options))
-        .ok_or_else(damaged)?
-        .map_err(|error| wrong(error.to_string()))?;
+    let metadata = metadata(path, &file)?;
     let total = u64::try_from(metadata.metadata().file_metadata().num_rows()).unwrap_or_default();
     let schema = metadata.parquet_schema();
     let fields = schema.root_schema().get_fields().iter().enumerate();
@@ -65,6 +61,35 @@ pub(super) fn read(
         }
     }
     Ok(())
+}
+
+/// The columns of the schema, and the paths that lead into them.
+pub(super) fn columns(path: &Path) -> Result<BTreeSet<String>, ImportError> {
+    let file = fs::File::open(path).map_err(ImportError::read(path))?.into_parts().0;
+    let metadata = metadata(path, &file)?;
+    let schema = metadata.parquet_schema();
+    let mut columns = BTreeSet::new();
+    for field in schema.root_schema().get_fields() {
+        // Of two, a row as an object would keep the last.
+        if !columns.insert(field.name().to_owned()) {
+            let reason = format!("the column `{}` stands there twice", field.name());
+            return Err(ImportError::NotParquet { path: path.to_owned(), reason });
+        }
+    }
+    for column in schema.columns() {
+        let parts = column.path().parts();
+        columns.extend((1..=parts.len()).filter_map(|end| Some(parts.get(..end)?.join("."))));
+    }
+    Ok(columns)
+}
+
+fn metadata(path: &Path, file: &std::fs::File) -> Result<ArrowReaderMetadata, ImportError> {
+    let wrong = |reason: String| ImportError::NotParquet { path: path.to_owned(), reason };
+    // As everywhere: the types are Parquet's own.
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    contain(|| ArrowReaderMetadata::load(file, options))
+        .ok_or_else(|| wrong(DAMAGED.to_owned()))?
+        .map_err(|error| wrong(error.to_string()))
 }
 
 fn object(batch: &RecordBatch, row: usize, lenient: bool) -> Result<Json, Reject> {
