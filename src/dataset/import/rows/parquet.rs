@@ -31,10 +31,10 @@ pub(super) fn read(
 ) -> Result<(), ImportError> {
     let file = fs::File::open(path).map_err(ImportError::read(path))?;
     let size = file.metadata().map_err(ImportError::read(path))?.len();
-    let file = file.into_parts().0;
     let wrong = |reason: String| ImportError::NotParquet { path: path.to_owned(), reason };
     let damaged = || wrong(DAMAGED.to_owned());
     let metadata = metadata(path, &file)?;
+    let file = file.into_parts().0;
     let total = u64::try_from(metadata.metadata().file_metadata().num_rows()).unwrap_or_default();
     let schema = metadata.parquet_schema();
     let fields = schema.root_schema().get_fields().iter().enumerate();
@@ -65,7 +65,7 @@ pub(super) fn read(
 
 /// The columns of the schema, and the paths that lead into them.
 pub(super) fn columns(path: &Path) -> Result<BTreeSet<String>, ImportError> {
-    let file = fs::File::open(path).map_err(ImportError::read(path))?.into_parts().0;
+    let file = fs::File::open(path).map_err(ImportError::read(path))?;
     let metadata = metadata(path, &file)?;
     let schema = metadata.parquet_schema();
     let mut columns = BTreeSet::new();
@@ -83,11 +83,11 @@ pub(super) fn columns(path: &Path) -> Result<BTreeSet<String>, ImportError> {
     Ok(columns)
 }
 
-fn metadata(path: &Path, file: &std::fs::File) -> Result<ArrowReaderMetadata, ImportError> {
+fn metadata(path: &Path, file: &fs::File) -> Result<ArrowReaderMetadata, ImportError> {
     let wrong = |reason: String| ImportError::NotParquet { path: path.to_owned(), reason };
     // As everywhere: the types are Parquet's own.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    contain(|| ArrowReaderMetadata::load(file, options))
+    contain(|| ArrowReaderMetadata::load(file.file(), options))
         .ok_or_else(|| wrong(DAMAGED.to_owned()))?
         .map_err(|error| wrong(error.to_string()))
 }
