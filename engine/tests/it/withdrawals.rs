@@ -233,7 +233,7 @@ fn a_job_that_is_to_stop_does_so_at_the_next_checkpoint() {
     assert!(stderr.contains(&expected), "{stderr}");
     assert!(stderr.contains("hint: train anew with another `--run`"), "{stderr}");
     assert!(!stderr.contains(&record), "ids of rows are private: {stderr}");
-    assert!(steps >= 5 && steps < 42);
+    assert!((5..42).contains(&steps));
     place.assert_stopped_cleanly("run");
 
     // Going on would use the row: that is refused, and training anew leaves it out.
