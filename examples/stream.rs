@@ -67,7 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 |name: &str| fs_err::metadata(folder.path().join(name)).map_or(0, |m| m.len());
             json!({"leaves": leaves, "index_bytes": bytes("record_index.parquet")})
         }
-        "steps" => steps(&arguments, spec, encoder).map_err(named)?,
+        "steps" => steps(&arguments, spec, encoder)?,
         other => return Err(format!("unknown: {other}").into()),
     };
     let seconds = began.elapsed().as_secs_f64();
@@ -108,7 +108,7 @@ fn steps(
     arguments: &Arguments,
     spec: Spec,
     encoder: Arc<ChatEncoder>,
-) -> Result<Value, heirloom::dataset::error::DatasetError> {
+) -> Result<Value, Box<dyn std::error::Error>> {
     let window = spec.sequence_length as u64;
     let from = position(&spec, arguments.row)?;
     let at = from.rows.clone();
@@ -143,7 +143,7 @@ fn steps(
 }
 
 /// Where about so many rows of the training files are done, all being of one strand.
-fn position(spec: &Spec, row: u64) -> Result<Position, heirloom::dataset::error::DatasetError> {
+fn position(spec: &Spec, row: u64) -> Result<Position, Box<dyn std::error::Error>> {
     if row == 0 {
         return Ok(Position::default());
     }
