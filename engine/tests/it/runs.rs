@@ -178,7 +178,7 @@ fn ctrl_c_leaves_a_run_that_resumes_to_the_same_bytes() {
 fn a_full_disk_stops_the_run_with_nothing_half_written() {
     let place = Place::new();
     let mut limited = Command::new("sh");
-    let script = "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\"";
+    let script = "trap '' XFSZ; ulimit -f 1500; exec \"$0\" \"$@\"";
     limited.current_dir(root()).arg("-c").arg(script).arg(heirloom()).arg("train");
     limited.arg(place.run("small.yaml")).arg("--run").arg(place.run("full"));
     limited.env("OMP_NUM_THREADS", "1").env("HEIRLOOM_HOME", place.0.path());
