@@ -181,7 +181,9 @@ fn a_full_disk_stops_the_run_with_nothing_half_written() {
     let script = "trap '' XFSZ; ulimit -f 1500; exec \"$0\" \"$@\"";
     limited.current_dir(root()).arg("-c").arg(script).arg(heirloom()).arg("train");
     limited.arg(place.run("small.yaml")).arg("--run").arg(place.run("full"));
-    limited.env("OMP_NUM_THREADS", "1").env("HEIRLOOM_HOME", place.0.path());
+    // A checkpoint larger than everything that a run begins with.
+    let large = ["--set", "adapter.lora.rank=32"];
+    limited.args(large).env("OMP_NUM_THREADS", "1").env("HEIRLOOM_HOME", place.0.path());
     let output = limited.output().unwrap();
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -189,7 +191,8 @@ fn a_full_disk_stops_the_run_with_nothing_half_written() {
     let checkpoints = place.run("full").join("checkpoints");
     assert_eq!(fs_err::read_dir(checkpoints).unwrap().count(), 0, "no half checkpoint");
     assert!(!place.run("full").join("adapter").exists());
-    assert_eq!(place.finish("full", &["--resume"]), place.finish("undisturbed", &[]));
+    let resumed = place.finish("full", &[&large[..], &["--resume"]].concat());
+    assert_eq!(resumed, place.finish("undisturbed", &large));
 }
 
 /// Full training leaves a whole model folder that can be run as it is.
