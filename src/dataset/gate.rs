@@ -41,6 +41,11 @@ impl Gate {
         &self.ask
     }
 
+    /// What the ledgers say.
+    pub fn withdrawals(&self) -> &Withdrawals {
+        &self.withdrawals
+    }
+
     /// How far the ledgers have grown.
     pub fn heads(&self) -> Vec<Head> {
         self.withdrawals.heads()

@@ -8,8 +8,8 @@ use serde::Serialize;
 use crate::cli::check::Output;
 use crate::cli::exit::ExitStatus;
 use crate::cli::printer::Printer;
-use crate::dataset::consent::{self, Ask, ConsentRow, Counts, Dataset, SUBJECT_WIDTH};
-use crate::dataset::ledger::Withdrawals;
+use crate::dataset::consent::{self, ConsentRow, Counts, Dataset};
+use crate::dataset::gate::Gate;
 use crate::dataset::source::{self, SourceFile};
 use crate::diagnose::{Diagnose, Failure};
 use crate::recipe::plan::ask;
@@ -74,30 +74,23 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     let recipe = recipe::read(&arguments.recipe, &arguments.sets)?.recipe;
     let ask = ask(&recipe.data, arguments.at.unwrap_or_else(Timestamp::now));
     let ledgers = &recipe.data.consent.ledgers;
-    let ledger = Withdrawals::open(ledgers)?;
+    let gate = Gate::open(ask, ledgers)?;
     let mut files = Vec::new();
     for path in source::resolve(&arguments.path)? {
         let file = SourceFile::open(&path)?;
-        file.defaults().check(&path, ask.at, ledgers)?;
+        gate.check(&path, file.defaults())?;
         files.push(file);
     }
     match &arguments.explain {
-        Some(id) => {
-            print_explained(arguments, &explain(arguments, &files, id, &ask, &ledger)?, printer)
-        }
-        None => print_counts(arguments, &count(&files, &ask, &ledger)?, printer),
+        Some(id) => print_explained(arguments, &explain(arguments, &files, id, &gate)?, printer),
+        None => print_counts(arguments, &count(&files, &gate)?, printer),
     }
 }
 
-fn count(files: &[SourceFile], ask: &Ask, ledger: &Withdrawals) -> Result<Counts, Failure> {
-    let withdrawn = |record: &str, subject: Option<&[u8; SUBJECT_WIDTH]>| {
-        ledger.find(record, subject, ask).is_some()
-    };
-    let ledger: Option<consent::Ledger<'_>> =
-        if ledger.is_empty() { None } else { Some(&withdrawn) };
+fn count(files: &[SourceFile], gate: &Gate) -> Result<Counts, Failure> {
     let mut counts = Counts::default();
     for file in files {
-        counts.add(&consent::count(file, ask, ledger)?);
+        counts.add(&gate.count(file)?);
     }
     Ok(counts)
 }
@@ -106,9 +99,9 @@ fn explain(
     arguments: &Arguments,
     files: &[SourceFile],
     id: &str,
-    ask: &Ask,
-    ledger: &Withdrawals,
+    gate: &Gate,
 ) -> Result<Vec<Explained>, Failure> {
+    let (ask, ledger) = (gate.ask(), gate.withdrawals());
     let mut all = Vec::new();
     for file in files {
         let about = |row: &ConsentRow<'_>, subject: Option<&_>, dataset: &Dataset| {

@@ -107,16 +107,6 @@ pub enum SourceError {
     /// The columns are not those of the format.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// A value that must be there is null.
-    #[error("column `{column}` of `{path}` is null in row {row} (counted from 0)")]
-    Null {
-        /// The file.
-        path: PathBuf,
-        /// The column.
-        column: &'static str,
-        /// Row of the file, from 0.
-        row: u64,
-    },
 }
 
 impl Diagnose for SourceError {
@@ -144,7 +134,6 @@ impl Diagnose for SourceError {
             Self::Describe(error) => return error.hint(),
             Self::Dataset(error) => return error.hint(),
             Self::Layout(error) => return error.hint(),
-            Self::Null { .. } => "fill in the value, or remove the row".to_owned(),
         })
     }
 }

@@ -103,7 +103,6 @@ pub struct SourceFile {
     bytes: u64,
     metadata: ArrowReaderMetadata,
     dataset: Dataset,
-    complete: bool,
     group_rows: Vec<u64>,
     first_rows: Vec<u64>,
 }
@@ -155,7 +154,6 @@ impl SourceFile {
             first_rows.push(row);
             row = row.checked_add(rows).ok_or_else(|| wrong("too many rows".to_owned()))?;
         }
-        let complete = consent::COLUMNS.iter().all(|name| fields.find(name).is_some());
         let inside = footer(&metadata, consent::FOOTER_KEY);
         let said = match place {
             Place::Local => describe::of_file(path, inside)?,
@@ -164,7 +162,7 @@ impl SourceFile {
         };
         let dataset = Dataset::parse(said.as_deref());
         let path = path.to_owned();
-        Ok(Self { path, place, bytes, metadata, dataset, complete, group_rows, first_rows })
+        Ok(Self { path, place, bytes, metadata, dataset, group_rows, first_rows })
     }
 
     /// Where it lies.
@@ -180,11 +178,6 @@ impl SourceFile {
     /// What is said of all its rows, by its footer or beside it.
     pub fn defaults(&self) -> &Dataset {
         &self.dataset
-    }
-
-    /// Whether it has every column that the gate knows.
-    pub fn is_complete(&self) -> bool {
-        self.complete
     }
 
     /// Its columns.
