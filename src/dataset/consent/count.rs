@@ -57,8 +57,7 @@ pub fn find<F>(
 
 /// As [`prune`], of a row group of a file.
 pub fn pruned(file: &SourceFile, group: usize, ask: &Ask, ledger: bool) -> Option<Reason> {
-    let group = file.metadata().row_groups().get(group)?;
-    prune(group, file.fields(), ask, file.defaults(), ledger)
+    prune(&file.row_group(group)?, file.fields(), ask, file.defaults(), ledger)
 }
 
 /// The consent columns of a row group, some rows at a time.

@@ -79,7 +79,7 @@ fn a_group_is_skipped_only_for_the_reason_of_all_its_rows() {
         for number in 0..file.group_rows().len() {
             let batch = file.slices(number, 0, 100, Columns::Consent).next().unwrap().unwrap();
             let columns = ConsentColumns::new(&batch).unwrap();
-            let metadata = &file.metadata().row_groups()[number];
+            let metadata = &file.row_group(number).unwrap();
             for ledger in [false, true] {
                 let proved = prune(metadata, file.fields(), &ask, file.defaults(), ledger);
                 let gone = |record: &str, _: Option<&_>| ledger && record.ends_with('3');
@@ -108,7 +108,7 @@ fn one(change: impl Fn(&mut Row)) -> (tempfile::TempDir, SourceFile) {
 }
 
 fn proved(file: &SourceFile, ledger: bool) -> Option<Reason> {
-    let group = &file.metadata().row_groups()[0];
+    let group = &file.row_group(0).unwrap();
     prune(group, file.fields(), &fixture::ask(), file.defaults(), ledger)
 }
 
@@ -149,7 +149,7 @@ fn a_group_without_a_consent_column_is_skipped_whole() {
 
 /// The group of `file` with other statistics of a column of texts.
 fn lying(file: &SourceFile, column: &str, says: Statistics) -> RowGroupMetaData {
-    let group = file.metadata().row_groups()[0].clone();
+    let group = file.row_group(0).unwrap();
     let columns = group.columns().iter().map(|chunk| {
         let named = chunk.column_path().parts()[0] == column;
         let builder = chunk.clone().into_builder();
@@ -226,7 +226,7 @@ fn a_column_of_another_type_proves_nothing_about_instants() {
             _ => field.clone(),
         })
         .collect();
-    let group = &file.metadata().row_groups()[0];
+    let group = &file.row_group(0).unwrap();
     let proved = prune(group, &fields.into(), &fixture::ask(), file.defaults(), false);
     assert_eq!(proved, None);
     assert!(Dataset::default() != *file.defaults());

@@ -30,8 +30,7 @@ impl Columns<'_> {
             Self::Consent => false,
             Self::And(names) => names.contains(&name),
         };
-        let known = [RECORD_ID, consent::SUBJECT, consent::SOURCE].contains(&name);
-        content || known || consent::COLUMNS.contains(&name)
+        content || name == RECORD_ID || is_judged(name)
     }
 
     /// The same, as the decoder knows it.
@@ -40,6 +39,11 @@ impl Columns<'_> {
         let wanted = fields.filter(|(_, field)| self.wants(field.name()));
         ProjectionMask::roots(schema, wanted.map(|(index, _)| index))
     }
+}
+
+/// Whether the gate looks at a column.
+pub(super) fn is_judged(name: &str) -> bool {
+    [consent::SUBJECT, consent::SOURCE].contains(&name) || consent::COLUMNS.contains(&name)
 }
 
 /// Refuses a file whose rows could not be judged.

@@ -7,6 +7,7 @@
 
 mod columns;
 mod error;
+mod footer;
 pub mod remote;
 mod slices;
 
@@ -20,10 +21,11 @@ use arrow::datatypes::Fields;
 use fs_err as fs;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
-use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData};
 
 pub use self::columns::{Columns, RECORD_ID};
 pub use self::error::SourceError;
+use self::footer::Footer;
 pub use self::remote::Pin;
 use self::remote::{Access, Object, Reader, Stash};
 pub use self::slices::Slices;
@@ -101,7 +103,7 @@ pub struct SourceFile {
     path: PathBuf,
     place: Place,
     bytes: u64,
-    metadata: ArrowReaderMetadata,
+    footer: Footer,
     dataset: Dataset,
     group_rows: Vec<u64>,
     first_rows: Vec<u64>,
@@ -122,7 +124,7 @@ impl SourceFile {
         let file = file.into_parts().0;
         let metadata = contain(|| ArrowReaderMetadata::load(&file, options()));
         let metadata = read(path, &Stash::default(), metadata)?;
-        Self::new(path, Place::Local, bytes, metadata)
+        Self::new(path, Place::Local, bytes, &metadata)
     }
 
     /// Like [`SourceFile::open`], with stores reached by `access`.
@@ -134,27 +136,26 @@ impl SourceFile {
         let reader = Reader::new(&object, &[], stash.clone());
         let metadata = contain(|| ArrowReaderMetadata::load(&reader, options()));
         let metadata = read(path, &stash, metadata)?;
-        Self::new(path, Place::Remote(Arc::clone(&object)), object.bytes(), metadata)
+        Self::new(path, Place::Remote(Arc::clone(&object)), object.bytes(), &metadata)
     }
 
     fn new(
         path: &Path,
         place: Place,
         bytes: u64,
-        metadata: ArrowReaderMetadata,
+        metadata: &ArrowReaderMetadata,
     ) -> Result<Self, SourceError> {
         let wrong = |reason: String| SourceError::NotParquet { path: path.to_owned(), reason };
-        let fields = metadata.schema().fields();
-        columns::check(path, fields)?;
+        columns::check(path, metadata.schema().fields())?;
+        let footer = Footer::of(metadata.metadata()).map_err(|error| wrong(error.to_string()))?;
         let (mut group_rows, mut first_rows, mut row) = (Vec::new(), Vec::new(), 0_u64);
-        for group in metadata.metadata().row_groups() {
-            let rows = u64::try_from(group.num_rows());
-            let rows = rows.map_err(|_| wrong("negative row count".to_owned()))?;
+        for rows in footer.rows() {
+            let rows = u64::try_from(*rows).map_err(|_| wrong("negative row count".to_owned()))?;
             group_rows.push(rows);
             first_rows.push(row);
             row = row.checked_add(rows).ok_or_else(|| wrong("too many rows".to_owned()))?;
         }
-        let inside = footer(&metadata, consent::FOOTER_KEY);
+        let inside = value(metadata, consent::FOOTER_KEY);
         let said = match place {
             Place::Local => describe::of_file(path, inside)?,
             // Nothing is fetched that the recipe does not name.
@@ -162,7 +163,7 @@ impl SourceFile {
         };
         let dataset = Dataset::parse(said.as_deref());
         let path = path.to_owned();
-        Ok(Self { path, place, bytes, metadata, dataset, group_rows, first_rows })
+        Ok(Self { path, place, bytes, footer, dataset, group_rows, first_rows })
     }
 
     /// Where it lies.
@@ -182,19 +183,19 @@ impl SourceFile {
 
     /// Its columns.
     pub fn fields(&self) -> &Fields {
-        self.metadata.schema().fields()
+        self.footer.file.schema().fields()
     }
 
     /// A value of the footer; `None` also where the key is there twice, since no more than
     /// one of them can be meant.
     pub fn footer_value(&self, key: &str) -> Option<&str> {
-        footer(&self.metadata, key)
+        value(&self.footer.file, key)
     }
 
-    /// The footer, with the statistics of the row groups. Nothing in it is to be trusted
-    /// but with what it takes away.
-    pub fn metadata(&self) -> &ParquetMetaData {
-        self.metadata.metadata()
+    /// A row group, with the statistics of what the gate looks at. Nothing in it is to be
+    /// trusted but with what it takes away.
+    pub fn row_group(&self, group: usize) -> Option<RowGroupMetaData> {
+        self.footer.row_group(group)
     }
 
     /// Rows of each row group.
@@ -210,8 +211,8 @@ impl SourceFile {
     /// What a row group takes by the footer: bytes to be read, and bytes when decompressed.
     /// An estimate: the footer may lie, though not of more than the file has.
     pub fn group_bytes(&self, group: usize, columns: Columns<'_>) -> (u64, u64) {
-        let mask = columns.mask(self.metadata.parquet_schema());
-        let Some(group) = self.metadata().row_groups().get(group) else { return (0, 0) };
+        let mask = columns.mask(self.footer.file.parquet_schema());
+        let Some(group) = self.row_group(group) else { return (0, 0) };
         let leaves = group.columns().iter().enumerate();
         let leaves = leaves.filter(|(leaf, _)| mask.leaf_included(*leaf));
         let clamp = |bytes: i64| u64::try_from(bytes).unwrap_or_default();
@@ -232,34 +233,35 @@ impl SourceFile {
         columns: Columns<'_>,
     ) -> Slices {
         let rows = self.group_rows.get(group).copied().unwrap_or_default();
-        let mask = columns.mask(self.metadata.parquet_schema());
+        let mask = columns.mask(self.footer.file.parquet_schema());
+        let alone = self.footer.alone(group);
         let want = Want { group, rows, skip: skip_rows, rows_per_slice, mask };
         let (path, stash) = (self.path.clone(), Stash::default());
         match &self.place {
             Place::Local => {
                 let file = open_file(path.as_path()).map(|file| file.into_parts().0);
-                Slices::new(path, file, self.metadata(), want, stash)
+                Slices::new(path, file, alone, want, stash)
             }
             Place::Remote(object) => {
-                let chunks = self.chunks(group, &want.mask);
+                let chunks = chunks(alone.as_ref(), &want.mask);
                 let reader = Reader::new(object, &chunks, stash.clone());
-                Slices::new(path, Ok(reader), self.metadata(), want, stash)
+                Slices::new(path, Ok(reader), alone, want, stash)
             }
         }
     }
+}
 
-    /// Where the columns of a row group lie, by the footer.
-    fn chunks(&self, group: usize, mask: &ProjectionMask) -> Vec<Range<u64>> {
-        let Some(group) = self.metadata().row_groups().get(group) else { return Vec::new() };
-        let leaves = group.columns().iter().enumerate();
-        let leaves = leaves.filter(|(leaf, _)| mask.leaf_included(*leaf));
-        let range = |column: &ColumnChunkMetaData| {
-            let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
-            let start = u64::try_from(start).ok()?;
-            Some(start..start.checked_add(u64::try_from(column.compressed_size()).ok()?)?)
-        };
-        leaves.filter_map(|(_, column)| range(column)).collect()
-    }
+/// Where the columns of a row group lie, by the footer.
+fn chunks(alone: Option<&ParquetMetaData>, mask: &ProjectionMask) -> Vec<Range<u64>> {
+    let Some(group) = alone.and_then(|alone| alone.row_groups().first()) else { return Vec::new() };
+    let leaves = group.columns().iter().enumerate();
+    let leaves = leaves.filter(|(leaf, _)| mask.leaf_included(*leaf));
+    let range = |column: &ColumnChunkMetaData| {
+        let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
+        let start = u64::try_from(start).ok()?;
+        Some(start..start.checked_add(u64::try_from(column.compressed_size()).ok()?)?)
+    };
+    leaves.filter_map(|(_, column)| range(column)).collect()
 }
 
 /// What is said of a file at which the decoder gave up.
@@ -302,7 +304,7 @@ fn check_kind(path: &Path, kind: &Metadata) -> Result<(), SourceError> {
     Err(SourceError::NotAFile { path: path.to_owned(), what })
 }
 
-fn footer<'a>(metadata: &'a ArrowReaderMetadata, key: &str) -> Option<&'a str> {
+fn value<'a>(metadata: &'a ArrowReaderMetadata, key: &str) -> Option<&'a str> {
     let pairs = metadata.metadata().file_metadata().key_value_metadata()?;
     let mut values = pairs.iter().filter(|pair| pair.key == key);
     // Two footers cannot both be meant: no footer at all is the safe reading.

@@ -70,14 +70,14 @@ impl Slices {
     pub(super) fn new<R: ChunkReader + 'static>(
         path: PathBuf,
         input: Result<R, SourceError>,
-        metadata: &ParquetMetaData,
+        alone: Option<ParquetMetaData>,
         want: Want,
         stash: Stash,
     ) -> Self {
         let (group, expected) = (want.group, want.rows);
         let found = want.skip.min(expected);
         let state = input.and_then(|input| {
-            let decoder = contain(|| decoder(input, metadata, want));
+            let decoder = contain(|| decoder(input, alone, want));
             read(&path, &stash, decoder)
         });
         let state = state.map_or_else(State::Failed, State::Reading);
@@ -128,20 +128,18 @@ impl Iterator for Slices {
 
 fn decoder<R: ChunkReader + 'static>(
     input: R,
-    metadata: &ParquetMetaData,
+    alone: Option<ParquetMetaData>,
     want: Want,
 ) -> Result<ParquetRecordBatchReader, ParquetError> {
-    let row_group = metadata.row_groups().get(want.group);
-    let row_group = row_group.ok_or_else(|| ParquetError::General(DAMAGED.to_owned()))?;
-    // Of this group alone: the offset indices of all groups grow with the file.
-    let mut one = ParquetMetaData::new(metadata.file_metadata().clone(), vec![row_group.clone()]);
+    let mut alone = alone.ok_or_else(|| ParquetError::General(DAMAGED.to_owned()))?;
+    // Of this row group only: the offset indices of all of them grow with the file.
     if want.skip > 0
-        && let Some(index) = offset_index(&input, row_group, &want.mask)
+        && let Some(index) = offset_index(&input, alone.row_group(0), &want.mask)
     {
-        one = one.into_builder().set_page_index(Some(Arc::new(index))).build();
+        alone = alone.into_builder().set_page_index(Some(Arc::new(index))).build();
     }
-    let one = ArrowReaderMetadata::try_new(Arc::new(one), options())?;
-    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(input, one)
+    let alone = ArrowReaderMetadata::try_new(Arc::new(alone), options())?;
+    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(input, alone)
         .with_projection(want.mask)
         .with_batch_size(want.rows_per_slice.max(1));
     if want.skip == 0 {

@@ -154,9 +154,10 @@ fn seeking_by_the_index_does_not_read_the_past() {
         let bytes = Bytes::from(fs_err::read(&path).unwrap());
         let counter = Arc::new(AtomicU64::new(0));
         let input = Counted(bytes, counter.clone());
-        let mask = Columns::And(&["messages"]).mask(file.metadata.parquet_schema());
+        let mask = Columns::And(&["messages"]).mask(file.footer.file.parquet_schema());
         let want = Want { group: 0, rows: 700, skip: 690, rows_per_slice: 10, mask };
-        let slices = Slices::new(path.clone(), Ok(input), file.metadata(), want, Stash::default());
+        let alone = file.footer.alone(0);
+        let slices = Slices::new(path.clone(), Ok(input), alone, want, Stash::default());
         assert_eq!(ids(slices).len(), 10);
         read.push(counter.load(Ordering::Relaxed));
     }
@@ -260,7 +261,8 @@ fn an_offset_index_that_lies_is_done_without() {
         write(&path, WriterVersion::PARQUET_1_0, true);
         let bytes = fs_err::read(&path).unwrap();
         let file = SourceFile::open(&path).unwrap();
-        let column = file.metadata().row_group(0).column(0);
+        let group = file.row_group(0).unwrap();
+        let column = group.column(0);
         let start = column.offset_index_offset().unwrap() as usize;
         let length = column.offset_index_length().unwrap() as usize;
         for place in (start..start + length).step_by(step) {
