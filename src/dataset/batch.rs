@@ -24,7 +24,8 @@ const SALT: &str = "record_salt";
 /// A file of rows of a format.
 #[derive(Clone, Debug)]
 pub struct RowFile {
-    source: SourceFile,
+    /// Shared by all that read it: it grows with the row groups.
+    source: Arc<SourceFile>,
     layout: Arc<Layout>,
     gate: Arc<Gate>,
 }
@@ -45,7 +46,7 @@ impl RowFile {
         let source = SourceFile::open(&file.path)?;
         gate.check(&file.path, source.defaults())?;
         let layout = Layout::new(&file.path, file.format, &file.columns, source.fields())?;
-        Ok(Self { source, layout: Arc::new(layout), gate: Arc::clone(gate) })
+        Ok(Self { source: Arc::new(source), layout: Arc::new(layout), gate: Arc::clone(gate) })
     }
 
     /// The file.
