@@ -1,10 +1,28 @@
-//! Lets the engine find libtorch at run time where it was found at build time.
+//! Compiles the shim (`shim/`) against the headers of the libtorch that torch-sys links, and
+//! lets the engine find that libtorch at run time where it was found at build time.
+
+use std::path::Path;
+
+const FILES: [&str; 1] = ["shim/node.cpp"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=shim");
     // Told by torch-sys, which is a direct dependency for this reason alone.
-    if let Ok(folder) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
-        // An rpath, not a runpath of its dependencies: LD_LIBRARY_PATH still wins over it.
-        println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
-    }
+    let Ok(folder) = std::env::var("DEP_TCH_LIBTORCH_LIB") else { return };
+    // An rpath, not a runpath of its dependencies: LD_LIBRARY_PATH still wins over it.
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
+    println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
+    let beside = Path::new(&folder).parent().map(Path::to_path_buf).unwrap_or_default();
+    let root = std::env::var("LIBTORCH_INCLUDE").map_or(beside, Into::into);
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .files(FILES)
+        .includes([root.join("include"), root.join("include/torch/csrc/api/include")])
+        // Optimised in development, too: training in tests would take minutes.
+        .opt_level(3)
+        .flag("-fopenmp")
+        .warnings(false)
+        .compile("heirloom_shim");
 }

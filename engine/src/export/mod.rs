@@ -50,7 +50,8 @@ pub fn merged(run: &RunFolder, base: &mut BaseFolder, folder: &Path) -> Result<(
         let linear = model.linears().find(|linear| name == format!("{}.weight", linear.name));
         let tensor = match (linear, name.as_str()) {
             (Some(linear), _) => {
-                weights::Lazy::new(&linear.weight, linear.weight.kind(), || linear.merged())
+                let (rows, columns) = linear.weight.size2()?;
+                weights::Lazy::new(&[rows, columns], linear.weight.kind(), || linear.merged())
             }
             (None, EMBEDDING) => table(&model, Module::EmbedTokens),
             (None, OUTPUT) => table(&model, Module::LmHead),
@@ -71,7 +72,7 @@ pub fn merged(run: &RunFolder, base: &mut BaseFolder, folder: &Path) -> Result<(
 /// The embedding or the output projection with what was trained of it.
 fn table(model: &Decoder, module: Module) -> weights::Lazy<'_> {
     let table: &Tensor = model.table(module);
-    weights::Lazy::new(table, table.kind(), move || match model.replaced.of(module) {
+    weights::Lazy::new(&table.size(), table.kind(), move || match model.replaced.of(module) {
         Some(replacement) => replacement.merged(table),
         None => Ok(table.shallow_clone()),
     })

@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::weight::Weight;
 use crate::error::Result;
 
 /// `y = x Wᵀ + bias`, plus the update of an adapter if there is one.
@@ -10,7 +11,7 @@ pub struct Linear {
     /// Module path: the checkpoint key without `.weight`.
     pub name: String,
     /// `[out_features, in_features]`.
-    pub weight: Tensor,
+    pub weight: Weight,
     /// `[out_features]`, if there is one.
     pub bias: Option<Tensor>,
     /// The adapter, if this layer has one.
@@ -38,7 +39,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         // Full training keeps f32 weights under a bfloat16 computation.
         let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(x.kind())).transpose()?;
-        let base = x.f_linear(&self.weight.f_to_kind(x.kind())?, bias)?;
+        let base = x.f_linear(&self.weight.dense(x.kind())?, bias)?;
         let Some(low_rank) = &self.low_rank else {
             return Ok(base);
         };
@@ -55,11 +56,11 @@ impl Linear {
     /// to the dtype of `W`. The counterpart of [`Linear::forward`].
     pub fn merged(&self) -> Result<Tensor> {
         let Some(low_rank) = &self.low_rank else {
-            return Ok(self.weight.shallow_clone());
+            return self.weight.dense(self.weight.kind());
         };
         let (a, b) = (low_rank.a.f_to_kind(Kind::Float)?, low_rank.b.f_to_kind(Kind::Float)?);
         let delta = b.f_matmul(&a)?.f_mul_scalar(low_rank.scaling)?;
-        let merged = self.weight.f_to_kind(Kind::Float)?.f_add(&delta)?;
+        let merged = self.weight.dense(Kind::Float)?.f_add(&delta)?;
         Ok(merged.f_to_kind(self.weight.kind())?)
     }
 }

@@ -15,9 +15,11 @@ mod linear;
 mod parts;
 mod replacement;
 mod stored;
+mod weight;
 pub mod weights;
 
 pub use cache::Cache;
 pub use decoder::Decoder;
 pub use linear::{Linear, LowRank};
 pub use replacement::{Replaced, Replacement, Rows};
+pub use weight::Weight;

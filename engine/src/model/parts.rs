@@ -6,6 +6,7 @@ use heirloom::base::{self, NormKind};
 use tch::Tensor;
 
 use super::linear::Linear;
+use super::weight::Weight;
 use crate::error::{EngineError, Result};
 use crate::ops;
 
@@ -21,7 +22,7 @@ impl Tensors {
     /// A linear layer.
     pub(super) fn linear(&mut self, linear: &base::Linear) -> Result<Linear> {
         let name = linear.name.clone();
-        let weight = self.take(&format!("{name}.weight"))?;
+        let weight = Weight::Dense(self.take(&format!("{name}.weight"))?);
         let bias = match linear.bias {
             true => Some(self.take(&format!("{name}.bias"))?),
             false => None,

@@ -152,9 +152,9 @@ pub struct Lazy<'a> {
 }
 
 impl<'a> Lazy<'a> {
-    /// A tensor like `model` in shape, to be written as `kind`, whose values `compute` gives.
-    pub fn new(model: &Tensor, kind: Kind, compute: impl Fn() -> Result<Tensor> + 'a) -> Self {
-        let shape = model.size().iter().map(|size| *size as usize).collect();
+    /// A tensor to be written as `kind`, whose values `compute` gives.
+    pub fn new(shape: &[i64], kind: Kind, compute: impl Fn() -> Result<Tensor> + 'a) -> Self {
+        let shape = shape.iter().map(|size| *size as usize).collect();
         Self { shape, kind, compute: Box::new(compute) }
     }
 

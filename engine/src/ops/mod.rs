@@ -10,6 +10,7 @@
 pub mod attention;
 pub mod experts;
 pub mod layout;
+pub mod native;
 pub mod rotary;
 
 use heirloom::base::{Activation, NormKind};

@@ -1,0 +1,42 @@
+//! The frozen or trained matrix of a linear layer, however it is held.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::Result;
+
+/// A weight `[out_features, in_features]`.
+#[derive(Debug)]
+pub enum Weight {
+    /// As it is computed with, or wider.
+    Dense(Tensor),
+}
+
+impl Weight {
+    /// The weight as a matrix of `kind`: itself where it is that already.
+    pub fn dense(&self, kind: Kind) -> Result<Tensor> {
+        match self {
+            Self::Dense(weight) => Ok(weight.f_to_kind(kind)?),
+        }
+    }
+
+    /// `(out_features, in_features)`.
+    pub fn size2(&self) -> Result<(i64, i64)> {
+        match self {
+            Self::Dense(weight) => Ok(weight.size2()?),
+        }
+    }
+
+    /// The dtype of a merge of this weight.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Dense(weight) => weight.kind(),
+        }
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Dense(weight) => weight.device(),
+        }
+    }
+}
