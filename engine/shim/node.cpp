@@ -6,6 +6,7 @@
 
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -33,7 +34,9 @@ struct Node : torch::autograd::Node {
 
     torch::autograd::variable_list apply(torch::autograd::variable_list &&gradients) override {
         void *held = std::exchange(context, nullptr);
-        TORCH_CHECK(held, "the graph was gone through backward a second time");
+        if (!held) {
+            throw std::runtime_error("the graph was gone through backward a second time");
+        }
         std::vector<torch::Tensor *> given(gradients.size(), nullptr);
         for (size_t i = 0; i < gradients.size(); i++) {
             if (gradients[i].defined()) {
@@ -52,7 +55,7 @@ struct Node : torch::autograd::Node {
         if (message) {
             std::string text(message);
             free(message);
-            TORCH_CHECK(false, text);
+            throw std::runtime_error(text);
         }
         return results;
     }

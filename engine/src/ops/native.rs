@@ -81,9 +81,8 @@ extern "C" fn gradients(
     let (backward, given) = unsafe {
         let backward = Box::from_raw(context.cast::<Backward>());
         let given = std::slice::from_raw_parts(given, outputs).iter();
-        let tensor = |pointer: &*mut C_tensor| {
-            (!pointer.is_null()).then(|| Tensor::from_ptr(*pointer))
-        };
+        let tensor =
+            |pointer: &*mut C_tensor| (!pointer.is_null()).then(|| Tensor::from_ptr(*pointer));
         (backward, given.map(tensor).collect::<Vec<_>>())
     };
     let results = catch_unwind(AssertUnwindSafe(|| tch::no_grad(|| backward(&given))));
@@ -92,16 +91,24 @@ extern "C" fn gradients(
             for (place, result) in results.into_iter().enumerate() {
                 let Some(result) = result else { continue };
                 // SAFETY: `found` has room for as many; the clone becomes C++'s.
-                unsafe { *found.add(place) = torch_sys::at_shallow_clone(result.as_ptr().cast_mut()) };
+                unsafe {
+                    *found.add(place) = torch_sys::at_shallow_clone(result.as_ptr().cast_mut())
+                };
             }
             return std::ptr::null_mut();
         }
         Ok(Ok(results)) => format!("{} gradients for {inputs} inputs", results.len()),
-        Ok(Err(error)) => error.to_string(),
+        Ok(Err(error)) => with_causes(&error),
         Err(_) => "a panic in the backward pass".to_owned(),
     };
     // SAFETY: the text lives throughout the call.
     unsafe { heirloom_message(text.as_ptr().cast(), text.len()) }
+}
+
+/// The error travels through C++ as a text.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Called where nobody asks for the gradients any more.
@@ -185,7 +192,9 @@ mod tests {
             || panic!("out of bounds"),
             || Ok(Vec::new()),
         ];
-        for (backward, said) in failing.into_iter().zip(["no such device", "a panic", "0 gradients"]) {
+        for (backward, said) in
+            failing.into_iter().zip(["no such device", "a panic", "0 gradients"])
+        {
             let a = leaf(&[1.0]);
             let outputs = node(&[&a], vec![tch::no_grad(|| &a * 2.0)], move |_| backward());
             let sum = outputs.unwrap()[0].sum(Kind::Float);
