@@ -150,7 +150,7 @@ impl Attention {
             return Err(wrong_kind());
         };
         let [q, k, v] = match qkv.as_slice() {
-            [q, k, v] => [q.forward(x, train)?, k.forward(x, train)?, v.forward(x, train)?],
+            [q, k, v] => Linear::forward_all([q, k, v], x, train)?,
             [fused] => {
                 let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
                 let all = fused.forward(x, train)?;

@@ -108,8 +108,8 @@ impl Gated {
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let inner = match self.gate_up.as_slice() {
             [gate, up] => {
-                let gate = gate.forward(x, train)?;
-                ops::gated(&gate, &up.forward(x, train)?, self.activation)?
+                let [gate, up] = Linear::forward_all([gate, up], x, train)?;
+                ops::gated(&gate, &up, self.activation)?
             }
             both => {
                 let outputs = both

@@ -10,6 +10,7 @@
 pub mod attention;
 pub mod experts;
 pub mod layout;
+pub mod linear;
 pub mod native;
 pub mod rotary;
 
