@@ -18,8 +18,7 @@ pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, kind: NormKind) ->
     let weight_kind = weight.requires_grad().then(|| weight.kind());
     one(node(&[x, weight], vec![y], move |gradients| {
         let [Some(y)] = gradients else { return Ok(vec![None, None]) };
-        let weight =
-            weight_kind.map(|kind| norm.weight_backward(y)?.f_to_kind(kind).map_err(Into::into));
+        let weight = weight_kind.map(|kind| norm.weight_backward(y, kind));
         Ok(vec![Some(norm.backward(y, None)?), weight.transpose()?])
     })?)
 }
@@ -41,8 +40,7 @@ pub(super) fn add_rms_norm(
             let sum = gradients.first().and_then(Option::as_ref).map(Tensor::shallow_clone);
             return Ok(vec![sum.as_ref().map(Tensor::shallow_clone), sum, None]);
         };
-        let weight =
-            weight_kind.map(|kind| norm.weight_backward(y)?.f_to_kind(kind).map_err(Into::into));
+        let weight = weight_kind.map(|kind| norm.weight_backward(y, kind));
         let both = norm.backward(y, sum.as_ref())?;
         Ok(vec![Some(both.shallow_clone()), Some(both), weight.transpose()?])
     })?;

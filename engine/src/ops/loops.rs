@@ -216,7 +216,7 @@ impl RmsNorm {
         let more = more.map(|more| gradient(more, &self.x.tensor)).transpose()?;
         let job = RmsNormJob {
             y_gradient: y.data_ptr(),
-            x_gradient: more.as_ref().map_or(null_mut(), Tensor::data_ptr),
+            x_gradient: more.as_ref().map_or(null(), |more| more.data_ptr().cast_const()),
             result: result.data_ptr(),
             ..self.job()
         };
@@ -225,8 +225,8 @@ impl RmsNorm {
         Ok(result)
     }
 
-    /// The gradient of the weight, f32.
-    pub(super) fn weight_backward(&self, y: &Tensor) -> Result<Tensor> {
+    /// The gradient of the weight.
+    pub(super) fn weight_backward(&self, y: &Tensor, kind: Kind) -> Result<Tensor> {
         let result = room(&self.weight.size(), Kind::Float)?;
         let y = gradient(y, &self.x.tensor)?;
         let job = RmsNormJob {
@@ -236,7 +236,7 @@ impl RmsNorm {
         };
         // SAFETY: as in `forward`.
         unsafe { heirloom_rms_norm_backward(&raw const job) };
-        Ok(result)
+        Ok(result.f_to_kind(kind)?)
     }
 
     fn job(&self) -> RmsNormJob {
