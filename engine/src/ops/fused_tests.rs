@@ -9,8 +9,8 @@ use tch::{Device, Kind, Tensor};
 use super::rotary::{self, Angles};
 use super::{AdamWFactors, reference};
 
-/// Well above 0, so that norms of one feature have gradients that are not all rounding.
-const EPS: f64 = 1e-2;
+/// So large that norms of one feature have gradients that are not all rounding.
+const EPS: f64 = 0.5;
 /// Error that f32 may have, in parts of the largest number.
 const F32: f64 = 2e-6;
 /// Half a unit in the last place of bfloat16, and a little.
