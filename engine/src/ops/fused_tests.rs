@@ -16,11 +16,14 @@ const F32: f64 = 2e-6;
 /// Half a unit in the last place of bfloat16, and a little.
 const BFLOAT16: f64 = 0.0045;
 
+/// Outputs from inputs.
+type Run = Box<dyn Fn(&[Tensor]) -> Vec<Tensor>>;
+
 struct Operation {
     name: String,
     /// Shapes of the inputs for so many rows of such width.
     shapes: fn(i64, i64) -> Vec<Vec<i64>>,
-    run: Box<dyn Fn(&[Tensor]) -> Vec<Tensor>>,
+    run: Run,
 }
 
 fn operations() -> Vec<Operation> {
