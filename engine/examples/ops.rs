@@ -16,6 +16,9 @@ type Failure = Box<dyn std::error::Error>;
 /// Outputs of an operation whose inputs are these leaves.
 type Run = Box<dyn Fn(&[Tensor]) -> heirloom_engine::error::Result<Vec<Tensor>>>;
 
+/// Name, shapes of the inputs (those of one dimension are frozen), and what to run.
+type Operation = (String, Vec<Vec<i64>>, Run);
+
 /// Times that one round does the same, so that it is longer than the clock is coarse.
 const REPEATS: u32 = 4;
 
@@ -45,9 +48,8 @@ fn line(name: &str, threads: i32, plain: f64, fused: f64) -> String {
     format!("| {name} | {threads} | {plain:.2} | {fused:.2} | {:.1} |", plain / fused)
 }
 
-/// Operations with the shapes of their inputs; those of one dimension are frozen.
-fn operations() -> Result<Vec<(String, Vec<Vec<i64>>, Run)>, Failure> {
-    let mut all: Vec<(String, Vec<Vec<i64>>, Run)> = Vec::new();
+fn operations() -> Result<Vec<Operation>, Failure> {
+    let mut all: Vec<Operation> = Vec::new();
     for width in [512i64, 1376] {
         let shape = vec![2048, width];
         let named = |name: &str| format!("{name} [2048, {width}]");
