@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-const FILES: [&str; 1] = ["shim/node.cpp"];
+const FILES: [&str; 2] = ["shim/node.cpp", "shim/elementwise.cpp"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -23,6 +23,12 @@ fn main() {
         // Optimised in development, too: training in tests would take minutes.
         .opt_level(3)
         .flag("-fopenmp")
+        // Nobody asks for `errno` or for floating-point exceptions; loops that might set them
+        // are not vectorised.
+        .flag("-fno-math-errno")
+        .flag("-fno-trapping-math")
         .warnings(false)
         .compile("heirloom_shim");
+    // The threads of the loops; at run time it is the one that libtorch brings.
+    println!("cargo:rustc-link-lib=dylib=gomp");
 }

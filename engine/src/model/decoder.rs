@@ -234,21 +234,27 @@ impl Block {
     ) -> Result<Tensor> {
         let normed = apply(&self.before_attention, &x)?;
         let attended = self.attention.forward(&normed, ropes, train, attend)?;
-        let x = self.add(x, apply(&self.after_attention, &attended)?, train)?;
-        let normed = apply(&self.before_feed_forward, &x)?;
+        let branch = self.branch(apply(&self.after_attention, &attended)?, train)?;
+        let (x, normed) = match &self.before_feed_forward {
+            Some(norm) => norm.forward_sum(&x, &branch)?,
+            None => {
+                let x = x.f_add(&branch)?;
+                (x.shallow_clone(), x)
+            }
+        };
         let fed = self.feed_forward.forward(&normed, train)?;
-        self.add(x, apply(&self.after_feed_forward, &fed)?, train)
+        Ok(x.f_add(&self.branch(apply(&self.after_feed_forward, &fed)?, train)?)?)
     }
 
-    /// Adds a branch to the residual stream.
-    fn add(&self, x: Tensor, mut branch: Tensor, train: bool) -> Result<Tensor> {
+    /// What is added to the residual stream for a branch.
+    fn branch(&self, mut branch: Tensor, train: bool) -> Result<Tensor> {
         if train && self.residual_dropout > 0.0 {
             branch = branch.f_dropout(self.residual_dropout, true)?;
         }
         if self.residual_multiplier != 1.0 {
             branch = branch.f_mul_scalar(self.residual_multiplier)?;
         }
-        Ok(x.f_add(&branch)?)
+        Ok(branch)
     }
 }
 

@@ -65,4 +65,9 @@ impl Norm {
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::rms_norm(x, &self.weight, self.eps, self.kind)
     }
+
+    /// Adds a branch to the residual stream, and norms the sum: both.
+    pub(super) fn forward_sum(&self, x: &Tensor, branch: &Tensor) -> Result<(Tensor, Tensor)> {
+        ops::add_rms_norm(x, branch, &self.weight, self.eps, self.kind)
+    }
 }

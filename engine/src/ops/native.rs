@@ -1,7 +1,7 @@
 //! The C++ shim (`engine/shim`), as Rust calls it.
 //!
-//! Owns every unsafe call into the shim: pointers, messages, panics. What the operations
-//! compute stands beside their references. Tensors cross as torch-sys has them.
+//! Owns the unsafe calls that make nodes of the graph: pointers, messages, panics. Loops over
+//! elements are called in [`super::loops`]. Tensors cross as torch-sys has them.
 
 #![expect(unsafe_code, reason = "functions of C++ that take pointers to tensors")]
 
