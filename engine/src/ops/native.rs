@@ -187,7 +187,8 @@ mod tests {
 
     #[test]
     fn errors_and_panics_of_the_backward_pass_are_errors() {
-        let failing: [fn() -> Result<Vec<Option<Tensor>>>; 3] = [
+        type Failing = fn() -> Result<Vec<Option<Tensor>>>;
+        let failing: [Failing; 3] = [
             || Err(TchError::Torch("no such device".to_owned()).into()),
             || panic!("out of bounds"),
             || Ok(Vec::new()),
