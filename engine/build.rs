@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-const FILES: [&str; 1] = ["shim/node.cpp"];
+const FILES: [&str; 3] = ["shim/attention.cpp", "shim/cross_entropy.cpp", "shim/node.cpp"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
