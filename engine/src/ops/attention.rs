@@ -4,7 +4,7 @@
 //! on CPU, [`reference`] everywhere else.
 
 mod fused;
-mod reference;
+pub mod reference;
 #[cfg(test)]
 mod tests;
 

@@ -262,7 +262,10 @@ mod tests {
                 let theirs = |place| 1.1 * apart(&theirs[place as usize], &exact[place as usize]);
                 let check = |found: &Tensor, place: u8| {
                     let (ours, theirs) = (apart(found, &exact[place as usize]), theirs(place));
-                    assert!(ours <= bar + 1e-7 + theirs, "{rows} {kind:?} {place}: {ours:e} {theirs:e}");
+                    assert!(
+                        ours <= bar + 1e-7 + theirs,
+                        "{rows} {kind:?} {place}: {ours:e} {theirs:e}"
+                    );
                 };
                 let (h, o) = (as_kind(&hidden), as_kind(&output));
                 let loss = frozen(&h, &o.detach(), how, targets).unwrap();
@@ -309,7 +312,10 @@ mod tests {
     #[test]
     fn no_rows_lose_nothing() {
         let hidden = Tensor::zeros([0, 8], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-        let (output, ids) = (Tensor::zeros([5, 8], (Kind::Float, Device::Cpu)), Tensor::zeros([0], (Kind::Int64, Device::Cpu)));
+        let (output, ids) = (
+            Tensor::zeros([5, 8], (Kind::Float, Device::Cpu)),
+            Tensor::zeros([0], (Kind::Int64, Device::Cpu)),
+        );
         let loss = frozen(&hidden, &output, PLAIN, Targets { ids: &ids, weights: None }).unwrap();
         assert_eq!(loss.double_value(&[]), 0.0);
         loss.backward();

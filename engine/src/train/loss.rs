@@ -4,8 +4,7 @@ use heirloom::dataset::stream::MicroBatch;
 use tch::Tensor;
 
 use crate::error::Result;
-use crate::model::Decoder;
-use crate::model::replacement::Replacement;
+use crate::model::{Decoder, Replacement};
 use crate::ops::Layout;
 use crate::ops::cross_entropy::{self, Logits, Targets};
 

@@ -21,7 +21,7 @@ enum Mask<'a> {
 
 /// As [`super::packed`]. Each group of the layout is a padded batch of documents of similar
 /// length; padding lies behind every real token and the causal mask hides it.
-pub(super) fn packed(
+pub fn packed(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,

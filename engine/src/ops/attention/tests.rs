@@ -174,7 +174,9 @@ fn shapes_that_do_not_fit_are_errors() {
     let zeros = |rows, heads| Tensor::zeros([rows, heads, 8], (Kind::Float, Device::Cpu));
     let layout = Layout::new(&[3], Device::Cpu).unwrap();
     let scores = Scores { scale: 1.0, window: None, softcap: None, sinks: None, dropout: 0.0 };
-    for (q, k) in [(zeros(4, 2), zeros(4, 2)), (zeros(3, 3), zeros(3, 2)), (zeros(3, 2), zeros(2, 2))] {
+    for (q, k) in
+        [(zeros(4, 2), zeros(4, 2)), (zeros(3, 3), zeros(3, 2)), (zeros(3, 2), zeros(2, 2))]
+    {
         assert!(fused::packed(&q, &k, &k, &layout, &scores).is_err());
     }
 }
