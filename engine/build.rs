@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-const FILES: [&str; 2] = ["shim/node.cpp", "shim/elementwise.cpp"];
+const FILES: [&str; 4] =
+    ["shim/attention.cpp", "shim/cross_entropy.cpp", "shim/elementwise.cpp", "shim/node.cpp"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -11,6 +11,7 @@
 //! norms are computed in f32, and what is rounded when is part of each family.
 
 pub mod attention;
+pub mod cross_entropy;
 pub mod experts;
 mod fused;
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The C++ shim (`engine/shim`), as Rust calls it.
 //!
-//! Owns the unsafe calls that make nodes of the graph: pointers, messages, panics. Loops over
-//! elements are called in [`super::loops`]. Tensors cross as torch-sys has them.
+//! Owns nodes of the graph: pointers, messages, panics. The calls of each operation stand
+//! beside its reference, those of loops over elements in [`super::loops`]. Tensors cross as
+//! torch-sys has them.
 
 #![expect(unsafe_code, reason = "functions of C++ that take pointers to tensors")]
 
@@ -119,8 +120,8 @@ extern "C" fn forget(context: *mut c_void) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(held)));
 }
 
-/// The error that the shim's message is.
-fn check(message: *mut c_char) -> Result<()> {
+/// The error that the shim's message is; a message is freed.
+pub(super) fn check(message: *mut c_char) -> Result<()> {
     if message.is_null() {
         return Ok(());
     }
