@@ -17,6 +17,7 @@ use super::weights;
 use crate::error::Result;
 use crate::ops::attention::{self, Scores};
 use crate::ops::rotary::{Angles, Rotary};
+use crate::ops::profile::scope;
 use crate::ops::{self, Layout};
 
 /// A decoder-only transformer of any supported family.
@@ -162,14 +163,16 @@ impl Decoder {
         let mut x = self.embed(tokens)?;
         for block in &self.blocks {
             x = block.forward(x, &angles, train, |q, k, v, scores| {
+                let _scope = scope("attention");
                 attention::packed(&q, &k, &v, layout, scores, train)
             })?;
         }
-        self.norm.forward(&x)
+        self.final_norm(&x)
     }
 
     /// Logits of hidden states: `[m, vocab_size]`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let _scope = scope("output projection");
         let mut logits = match &self.replaced.output {
             Some(replacement) => replacement.project(&self.output, hidden)?,
             None => hidden.f_linear(&self.output.f_to_kind(hidden.kind())?, None::<Tensor>)?,
@@ -185,6 +188,7 @@ impl Decoder {
 
     /// Embeds tokens: `[n, hidden_size]`.
     pub(super) fn embed(&self, tokens: &Tensor) -> Result<Tensor> {
+        let _scope = scope("embedding");
         let rows = match &self.replaced.embedding {
             Some(replacement) => replacement.embed(&self.embedding, tokens)?,
             None => Tensor::f_embedding(&self.embedding, tokens, -1, false, false)?,
@@ -198,11 +202,13 @@ impl Decoder {
 
     /// Applies the norm after the last block.
     pub(super) fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
+        let _scope = scope("norm");
         self.norm.forward(x)
     }
 
     /// The angles of every rotary embedding for the rows of a layout.
     pub(super) fn angles_of(&self, layout: &Layout) -> Result<Vec<Angles>> {
+        let _scope = scope("rotary");
         let lengths = || layout.lengths.iter().copied();
         let of = |rope: &Rotary| rope.angles(&layout.positions, lengths(), lengths(), self.kind);
         self.ropes.iter().map(of).collect()
@@ -233,15 +239,22 @@ impl Block {
         attend: impl FnOnce(Tensor, Tensor, Tensor, &Scores) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let normed = apply(&self.before_attention, &x)?;
-        let attended = self.attention.forward(&normed, ropes, train, attend)?;
+        let attended = {
+            let _scope = scope("attention projections");
+            self.attention.forward(&normed, ropes, train, attend)?
+        };
         let x = self.add(x, apply(&self.after_attention, &attended)?, train)?;
         let normed = apply(&self.before_feed_forward, &x)?;
-        let fed = self.feed_forward.forward(&normed, train)?;
+        let fed = {
+            let _scope = scope("feed-forward projections");
+            self.feed_forward.forward(&normed, train)?
+        };
         self.add(x, apply(&self.after_feed_forward, &fed)?, train)
     }
 
     /// Adds a branch to the residual stream.
     fn add(&self, x: Tensor, mut branch: Tensor, train: bool) -> Result<Tensor> {
+        let _scope = scope("residual");
         if train && self.residual_dropout > 0.0 {
             branch = branch.f_dropout(self.residual_dropout, true)?;
         }
@@ -265,6 +278,7 @@ fn embedding_scale(scale: EmbeddingScale, kind: Kind) -> Result<Option<f64>> {
 
 /// Applies a norm where there is one.
 fn apply(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
+    let _scope = scope("norm");
     match norm {
         Some(norm) => norm.forward(x),
         None => Ok(x.shallow_clone()),

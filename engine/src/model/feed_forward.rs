@@ -6,6 +6,7 @@ use tch::{Kind, Tensor};
 use super::linear::Linear;
 use super::parts::Tensors;
 use crate::error::Result;
+use crate::ops::profile::scope;
 use crate::ops::{self, experts};
 
 /// Either kind.
@@ -108,14 +109,16 @@ impl Gated {
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let inner = match self.gate_up.as_slice() {
             [gate, up] => {
-                let gate = gate.forward(x, train)?;
-                ops::gated(&gate, &up.forward(x, train)?, self.activation)?
+                let (gate, up) = (gate.forward(x, train)?, up.forward(x, train)?);
+                let _scope = scope("gate");
+                ops::gated(&gate, &up, self.activation)?
             }
             both => {
                 let outputs = both
                     .iter()
                     .map(|linear| linear.forward(x, train))
                     .collect::<Result<Vec<_>>>()?;
+                let _scope = scope("gate");
                 let both = Tensor::f_cat(&outputs, -1)?;
                 let half = both.size2()?.1 / 2;
                 let (gate, up) = (both.f_narrow(-1, 0, half)?, both.f_narrow(-1, half, half)?);

@@ -11,6 +11,7 @@ pub mod attention;
 pub mod experts;
 pub mod layout;
 pub mod native;
+pub mod profile;
 pub mod rotary;
 
 use heirloom::base::{Activation, NormKind};
