@@ -47,7 +47,9 @@ impl fmt::Display for MatrixRate {
 
 /// Measures products as a linear layer makes them.
 pub(super) fn matrix_rate(kind: Kind) -> Result<MatrixRate> {
-    let draw = || Tensor::f_randn([SIZE, SIZE], (Kind::Float, Device::Cpu))?.f_to_kind(kind);
+    let draw = || -> Result<Tensor> {
+        Ok(Tensor::f_randn([SIZE, SIZE], (Kind::Float, Device::Cpu))?.f_to_kind(kind)?)
+    };
     let (x, weight) = (draw()?, draw()?);
     let began = Instant::now();
     let mut seconds = Vec::new();
