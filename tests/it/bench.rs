@@ -13,7 +13,8 @@ fn the_engine_gets_recipe_and_lock_and_nothing_is_written() {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs_err::set_permissions(&engine, mode).unwrap();
     let before = world.files();
-    let mut command = world.command(&["bench", "recipe.yaml", "--set", "train.seed=3", "--steps", "4"]);
+    let mut command =
+        world.command(&["bench", "recipe.yaml", "--set", "train.seed=3", "--steps", "4"]);
     let output = command.env("HEIRLOOM_ENGINE", &engine).output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -31,7 +32,8 @@ fn the_engine_gets_recipe_and_lock_and_nothing_is_written() {
 fn rows_that_must_not_be_used_are_refused_as_in_training() {
     let world = World::new();
     let said = |command: &str| {
-        let ran = world.heirloom(&[command, "recipe.yaml", "--set", "data.purpose=[dpv:Marketing]"]);
+        let ran =
+            world.heirloom(&[command, "recipe.yaml", "--set", "data.purpose=[dpv:Marketing]"]);
         assert_eq!(ran.status, Some(1), "{}", ran.stdout);
         ran.stderr
     };

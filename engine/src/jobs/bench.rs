@@ -94,7 +94,11 @@ pub(super) fn bench(job: &Bench, printer: Printer) -> Result<(), Failure> {
 }
 
 /// Takes so many steps; gives the measured ones and the peak of memory.
-fn measure(work: Work, count: usize, printer: Printer) -> Result<(Vec<Measured>, Option<u64>), Failure> {
+fn measure(
+    work: Work,
+    count: usize,
+    printer: Printer,
+) -> Result<(Vec<Measured>, Option<u64>), Failure> {
     let Work { mut recipe, lock } = work;
     let (base, encoder, _) = train::open(&mut recipe, &lock)?;
     let mut trainer = Trainer::open(&recipe, &base, &lock.training, None)?;
@@ -251,7 +255,10 @@ mod tests {
             tokens,
             trained_tokens: tokens / 2,
             flops: 1e9 * tokens as f64,
-            operations: vec![operation("attention", false, 0.25), operation("attention", true, 0.5)],
+            operations: vec![
+                operation("attention", false, 0.25),
+                operation("attention", true, 0.5),
+            ],
         }
     }
 

@@ -16,8 +16,8 @@ use super::replacement::Replaced;
 use super::weights;
 use crate::error::Result;
 use crate::ops::attention::{self, Scores};
-use crate::ops::rotary::{Angles, Rotary};
 use crate::ops::profile::scope;
+use crate::ops::rotary::{Angles, Rotary};
 use crate::ops::{self, Layout};
 
 /// A decoder-only transformer of any supported family.

@@ -84,7 +84,8 @@ pub fn measure<T>(work: impl FnOnce() -> T) -> (T, Vec<Operation>) {
     ON.store(true, Ordering::Relaxed);
     let result = work();
     ON.store(false, Ordering::Relaxed);
-    let operation = |((name, backward), Total { time, calls })| Operation { name, backward, time, calls };
+    let operation =
+        |((name, backward), Total { time, calls })| Operation { name, backward, time, calls };
     let measured = std::mem::take(&mut *totals()).into_iter().map(operation).collect();
     (result, measured)
 }

@@ -57,9 +57,7 @@ fn low_rank(model: &Decoder) -> f64 {
 fn attention(architecture: &Architecture, batch: &MicroBatch) -> f64 {
     let of_layer = |layer: &Layer| {
         let (heads, widths, scores) = match &layer.attention {
-            Attention::Grouped(grouped) => {
-                (grouped.heads, 2 * grouped.head_dim, &grouped.scores)
-            }
+            Attention::Grouped(grouped) => (grouped.heads, 2 * grouped.head_dim, &grouped.scores),
             Attention::Latent(latent) => {
                 let widths = latent.nope_dim + latent.rope_dim + latent.value_dim;
                 (latent.heads, widths, &latent.scores)

@@ -139,12 +139,7 @@ impl Trainer {
     }
 
     /// One optimiser step of a pass of `of_epoch` steps, whose rows were asked for at `started`.
-    pub fn step(
-        &mut self,
-        step: &Step,
-        of_epoch: u64,
-        started: Instant,
-    ) -> Result<StepMetrics> {
+    pub fn step(&mut self, step: &Step, of_epoch: u64, started: Instant) -> Result<StepMetrics> {
         let number = self.progress.step + 1;
         // Dropout depends on the step alone, so a resumed run drops the same.
         tch::manual_seed(mix(self.recipe.train.seed, number));

@@ -90,7 +90,9 @@ fn the_report_adds_up_and_nothing_is_left_behind() {
 fn people_get_a_table() {
     let place = TempDir::new().unwrap();
     let text = bench(&place, &["--steps", "1", "--set", "base.dtype=bfloat16"]);
-    for word in ["tokens per second", "at most", "GFLOP/s in bfloat16", "other backward", "optimizer"] {
+    for word in
+        ["tokens per second", "at most", "GFLOP/s in bfloat16", "other backward", "optimizer"]
+    {
         assert!(text.contains(word), "no `{word}` in:\n{text}");
     }
 }

@@ -21,9 +21,8 @@ const LONG_ENOUGH: Duration = Duration::from_millis(500);
 const OFTEN_ENOUGH: usize = 5;
 
 /// Instructions that matrix products hang on, by their names in `/proc/cpuinfo`.
-const FEATURES: [&str; 9] = [
-    "avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm",
-];
+const FEATURES: [&str; 9] =
+    ["avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm"];
 
 /// Switches that take instructions away from oneDNN or libtorch.
 const SWITCHES: [&str; 3] = ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"];
