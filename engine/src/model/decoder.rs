@@ -278,9 +278,11 @@ fn embedding_scale(scale: EmbeddingScale, kind: Kind) -> Result<Option<f64>> {
 
 /// Applies a norm where there is one.
 fn apply(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
-    let _scope = scope("norm");
     match norm {
-        Some(norm) => norm.forward(x),
+        Some(norm) => {
+            let _scope = scope("norm");
+            norm.forward(x)
+        }
         None => Ok(x.shallow_clone()),
     }
 }
