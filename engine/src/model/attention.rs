@@ -128,6 +128,7 @@ impl Attention {
         train: bool,
         attend: impl FnOnce(Tensor, Tensor, Tensor, &Scores) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        let _scope = scope("attention projections");
         let angles = self.rope.and_then(|rope| ropes.get(rope));
         let rotate = |x: Tensor| {
             let _scope = scope("rotary");

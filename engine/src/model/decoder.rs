@@ -167,7 +167,7 @@ impl Decoder {
                 attention::packed(&q, &k, &v, layout, scores, train)
             })?;
         }
-        self.final_norm(&x)
+        self.norm.forward(&x)
     }
 
     /// Logits of hidden states: `[m, vocab_size]`.
@@ -202,7 +202,6 @@ impl Decoder {
 
     /// Applies the norm after the last block.
     pub(super) fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        let _scope = scope("norm");
         self.norm.forward(x)
     }
 
@@ -238,23 +237,18 @@ impl Block {
         train: bool,
         attend: impl FnOnce(Tensor, Tensor, Tensor, &Scores) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        // Of what the parts do not claim.
+        let _scope = scope("residual");
         let normed = apply(&self.before_attention, &x)?;
-        let attended = {
-            let _scope = scope("attention projections");
-            self.attention.forward(&normed, ropes, train, attend)?
-        };
+        let attended = self.attention.forward(&normed, ropes, train, attend)?;
         let x = self.add(x, apply(&self.after_attention, &attended)?, train)?;
         let normed = apply(&self.before_feed_forward, &x)?;
-        let fed = {
-            let _scope = scope("feed-forward projections");
-            self.feed_forward.forward(&normed, train)?
-        };
+        let fed = self.feed_forward.forward(&normed, train)?;
         self.add(x, apply(&self.after_feed_forward, &fed)?, train)
     }
 
     /// Adds a branch to the residual stream.
     fn add(&self, x: Tensor, mut branch: Tensor, train: bool) -> Result<Tensor> {
-        let _scope = scope("residual");
         if train && self.residual_dropout > 0.0 {
             branch = branch.f_dropout(self.residual_dropout, true)?;
         }
@@ -279,10 +273,7 @@ fn embedding_scale(scale: EmbeddingScale, kind: Kind) -> Result<Option<f64>> {
 /// Applies a norm where there is one.
 fn apply(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
     match norm {
-        Some(norm) => {
-            let _scope = scope("norm");
-            norm.forward(x)
-        }
+        Some(norm) => norm.forward(x),
         None => Ok(x.shallow_clone()),
     }
 }

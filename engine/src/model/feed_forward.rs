@@ -66,6 +66,7 @@ impl FeedForward {
 
     /// Over rows `[n, hidden]`.
     pub(super) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let _scope = scope("feed-forward projections");
         match self {
             Self::Gated(gated) => gated.forward(x, train),
             Self::Experts(experts) => experts.forward(x, train),
