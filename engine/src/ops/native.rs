@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn errors_and_panics_of_the_backward_pass_are_errors() {
-        let failing: [fn() -> Result<Vec<Option<Tensor>>>; 3] = [
+        let failing: [fn() -> Result<_>; 3] = [
             || Err(TchError::Torch("no such device".to_owned()).into()),
             || panic!("out of bounds"),
             || Ok(Vec::new()),
