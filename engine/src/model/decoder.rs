@@ -16,6 +16,7 @@ use super::replacement::Replaced;
 use super::weights;
 use crate::error::Result;
 use crate::ops::attention::{self, Scores};
+use crate::ops::profile::scope;
 use crate::ops::rotary::{Angles, Rotary};
 use crate::ops::{self, Layout};
 
@@ -162,6 +163,7 @@ impl Decoder {
         let mut x = self.embed(tokens)?;
         for block in &self.blocks {
             x = block.forward(x, &angles, train, |q, k, v, scores| {
+                let _scope = scope("attention");
                 attention::packed(&q, &k, &v, layout, scores, train)
             })?;
         }
@@ -170,6 +172,7 @@ impl Decoder {
 
     /// Logits of hidden states: `[m, vocab_size]`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let _scope = scope("output projection");
         let mut logits = match &self.replaced.output {
             Some(replacement) => replacement.project(&self.output, hidden)?,
             None => hidden.f_linear(&self.output.f_to_kind(hidden.kind())?, None::<Tensor>)?,
@@ -185,6 +188,7 @@ impl Decoder {
 
     /// Embeds tokens: `[n, hidden_size]`.
     pub(super) fn embed(&self, tokens: &Tensor) -> Result<Tensor> {
+        let _scope = scope("embedding");
         let rows = match &self.replaced.embedding {
             Some(replacement) => replacement.embed(&self.embedding, tokens)?,
             None => Tensor::f_embedding(&self.embedding, tokens, -1, false, false)?,
@@ -203,6 +207,7 @@ impl Decoder {
 
     /// The angles of every rotary embedding for the rows of a layout.
     pub(super) fn angles_of(&self, layout: &Layout) -> Result<Vec<Angles>> {
+        let _scope = scope("rotary");
         let lengths = || layout.lengths.iter().copied();
         let of = |rope: &Rotary| rope.angles(&layout.positions, lengths(), lengths(), self.kind);
         self.ropes.iter().map(of).collect()
@@ -232,6 +237,8 @@ impl Block {
         train: bool,
         attend: impl FnOnce(Tensor, Tensor, Tensor, &Scores) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        // Of what the parts do not claim.
+        let _scope = scope("residual");
         let normed = apply(&self.before_attention, &x)?;
         let attended = self.attention.forward(&normed, ropes, train, attend)?;
         let branch = self.branch(apply(&self.after_attention, &attended)?, train)?;

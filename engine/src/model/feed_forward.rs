@@ -6,6 +6,7 @@ use tch::{Kind, Tensor};
 use super::linear::Linear;
 use super::parts::Tensors;
 use crate::error::Result;
+use crate::ops::profile::scope;
 use crate::ops::{self, experts};
 
 /// Either kind.
@@ -65,6 +66,7 @@ impl FeedForward {
 
     /// Over rows `[n, hidden]`.
     pub(super) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let _scope = scope("feed-forward projections");
         match self {
             Self::Gated(gated) => gated.forward(x, train),
             Self::Experts(experts) => experts.forward(x, train),
@@ -109,6 +111,7 @@ impl Gated {
         let inner = match self.gate_up.as_slice() {
             [gate, up] => {
                 let [gate, up] = Linear::forward_all([gate, up], x, train)?;
+                let _scope = scope("gate");
                 ops::gated(&gate, &up, self.activation)?
             }
             both => {
@@ -116,6 +119,7 @@ impl Gated {
                     .iter()
                     .map(|linear| linear.forward(x, train))
                     .collect::<Result<Vec<_>>>()?;
+                let _scope = scope("gate");
                 let both = Tensor::f_cat(&outputs, -1)?;
                 let half = both.size2()?.1 / 2;
                 let (gate, up) = (both.f_narrow(-1, 0, half)?, both.f_narrow(-1, half, half)?);

@@ -9,6 +9,7 @@ use super::linear::Linear;
 use super::weight::Weight;
 use crate::error::{EngineError, Result};
 use crate::ops;
+use crate::ops::profile::scope;
 
 /// Tensors that modules take out one by one.
 pub(super) struct Tensors(pub(super) BTreeMap<String, Tensor>);
@@ -63,6 +64,7 @@ impl Norm {
 
     /// Norms the last dimension of `x`. The weight may be wider than the computation.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let _scope = scope("norm");
         ops::rms_norm(x, &self.weight, self.eps, self.kind)
     }
 

@@ -20,6 +20,7 @@ pub mod layout;
 pub mod linear;
 mod loops;
 pub mod native;
+pub mod profile;
 pub mod reference;
 pub mod rotary;
 

@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
+use super::profile;
 use crate::error::Result;
 
 /// What a node of the graph does in the backward pass: from the gradients of its outputs,
@@ -48,7 +49,11 @@ pub fn node(
     mut outputs: Vec<Tensor>,
     backward: impl FnOnce(&[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> + Send + 'static,
 ) -> Result<Vec<Tensor>> {
-    let backward: Backward = Box::new(backward);
+    let made_in = profile::current();
+    let backward: Backward = Box::new(move |given| {
+        let _scope = profile::backward(made_in);
+        backward(given)
+    });
     let context: *mut Backward = Box::into_raw(Box::new(backward));
     let inputs: Vec<_> = inputs.iter().map(|tensor| tensor.as_ptr().cast_mut()).collect();
     let pointers: Vec<_> = outputs.iter_mut().map(Tensor::as_mut_ptr).collect();
@@ -188,8 +193,7 @@ mod tests {
 
     #[test]
     fn errors_and_panics_of_the_backward_pass_are_errors() {
-        type Failing = fn() -> Result<Vec<Option<Tensor>>>;
-        let failing: [Failing; 3] = [
+        let failing: [fn() -> Result<_>; 3] = [
             || Err(TchError::Torch("no such device".to_owned()).into()),
             || panic!("out of bounds"),
             || Ok(Vec::new()),

@@ -86,7 +86,8 @@ fn apart(found: &Tensor, exact: &Tensor) -> f64 {
     let length = |x: Tensor| x.to_kind(Kind::Double).square().sum(Kind::Double).sqrt();
     let exact = exact.to_kind(Kind::Double);
     let norm = length(exact.shallow_clone()).double_value(&[]);
-    length(found.to_kind(Kind::Double) - exact).double_value(&[]) / norm.max(1e-30)
+    // A query that sees one key has no gradient but for rounding.
+    length(found.to_kind(Kind::Double) - exact).double_value(&[]) / norm.max(0.1)
 }
 
 #[test]
