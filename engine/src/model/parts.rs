@@ -70,6 +70,7 @@ impl Norm {
 
     /// Adds a branch to the residual stream, and norms the sum: both.
     pub(super) fn forward_sum(&self, x: &Tensor, branch: &Tensor) -> Result<(Tensor, Tensor)> {
+        let _scope = scope("norm");
         ops::add_rms_norm(x, branch, &self.weight, self.eps, self.kind)
     }
 }
