@@ -25,13 +25,6 @@ pub mod recipe;
 pub mod run;
 pub mod track;
 
-/// Of every program that links this crate. Documents are made by some threads and freed by
-/// another, between buffers a thousand times their size: with glibc's allocator the stream of
-/// 5 GB came to hold half as much again as that of 0.2 GB, with this one the same.
-#[cfg(not(target_env = "msvc"))]
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
 /// The version of both programs; they are released together and refuse each other otherwise.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 

@@ -239,7 +239,7 @@ mod tests {
         let length = |x: Tensor| x.square().sum(Kind::Double).sqrt().double_value(&[]);
         let exact = exact.to_kind(Kind::Double);
         // What is next to nothing is a difference of larger numbers.
-        let norm = length(exact.shallow_clone()).max(0.1);
+        let norm = length(exact.shallow_clone()).max(1.0);
         length(found.to_kind(Kind::Double) - exact) / norm
     }
 

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::model::{Decoder, Replacement};
 use crate::ops::Layout;
 use crate::ops::cross_entropy::{self, Logits, Targets};
+use crate::ops::profile::scope;
 
 /// Sum of the negative log-likelihoods of the trained tokens, each times its weight, in nats,
 /// as a graph that can be differentiated; `None` when no token is trained. `train` turns
@@ -47,6 +48,7 @@ fn of_hidden(model: &Decoder, hidden: &Tensor, targets: Targets<'_>) -> Result<T
                 scaling: architecture.logits_scaling,
                 softcap: architecture.final_logit_softcapping,
             };
+            let _scope = scope("output projection");
             cross_entropy::frozen(hidden, &model.output, logits, targets)
         }
         replaced => {

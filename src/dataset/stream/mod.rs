@@ -16,6 +16,7 @@ mod pack;
 mod steps;
 mod strand;
 mod tokens;
+mod trim;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
