@@ -13,8 +13,8 @@ use super::{AdamWFactors, reference};
 const EPS: f64 = 0.5;
 /// Error that f32 may have, in parts of the largest number.
 const F32: f64 = 2e-6;
-/// Half a unit in the last place of bfloat16, and a little.
-const BFLOAT16: f64 = 0.0045;
+/// A unit in the last place of bfloat16.
+const BFLOAT16: f64 = 0.008;
 
 /// Outputs from inputs.
 type Run = Box<dyn Fn(&[Tensor]) -> Vec<Tensor>>;

@@ -102,9 +102,10 @@ fn values_and_gradients_are_those_of_the_reference() {
         for (place, exact) in exact.iter().enumerate() {
             let of = |all: &[Tensor]| apart(&all[place], exact);
             let (ours, theirs) = (of(&wide), of(&wide_reference));
-            assert!(ours <= 2e-6 + theirs, "case {number}, {place}: {ours:e} {theirs:e}");
+            assert!(ours <= 2e-6 + 1.5 * theirs, "case {number}, {place}: {ours:e} {theirs:e}");
             let (ours, theirs) = (of(&narrow), of(&narrow_reference));
-            assert!(ours <= 1e-4 + 1.1 * theirs, "case {number}, {place}: {ours:e} {theirs:e}");
+            // One digit of bfloat16: weights are rounded to it on the way.
+            assert!(ours <= (1.1 * theirs).max(8e-3), "case {number}, {place}: {ours:e} {theirs:e}");
         }
     }
 }
