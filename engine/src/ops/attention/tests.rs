@@ -105,7 +105,10 @@ fn values_and_gradients_are_those_of_the_reference() {
             assert!(ours <= 2e-6 + 1.5 * theirs, "case {number}, {place}: {ours:e} {theirs:e}");
             let (ours, theirs) = (of(&narrow), of(&narrow_reference));
             // One digit of bfloat16: weights are rounded to it on the way.
-            assert!(ours <= (1.1 * theirs).max(8e-3), "case {number}, {place}: {ours:e} {theirs:e}");
+            assert!(
+                ours <= (1.1 * theirs).max(8e-3),
+                "case {number}, {place}: {ours:e} {theirs:e}"
+            );
         }
     }
 }
