@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-const FILES: [&str; 1] = ["shim/node.cpp"];
+const FILES: [&str; 2] = ["shim/node.cpp", "shim/quant.cpp"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

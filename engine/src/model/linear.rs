@@ -39,7 +39,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         // Full training keeps f32 weights under a bfloat16 computation.
         let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(x.kind())).transpose()?;
-        let base = x.f_linear(&self.weight.dense(x.kind())?, bias)?;
+        let base = self.weight.linear(x, bias.as_ref())?;
         let Some(low_rank) = &self.low_rank else {
             return Ok(base);
         };

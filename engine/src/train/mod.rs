@@ -254,7 +254,7 @@ fn prepare(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Parameters)> 
     match &recipe.adapter {
         Adapter::Full => prepare_full(recipe, base),
         Adapter::Lora(lora) => {
-            let mut model = Decoder::open(base, recipe.base.dtype)?;
+            let mut model = Decoder::open_quantized(base, &recipe.base, tch::Device::Cpu)?;
             let mut initial = Vec::new();
             let mut rows = adapter::tokens::initial(&model, lora)?.into_iter().peekable();
             adapter::attach(&mut model, lora, |key, shape| {
@@ -287,7 +287,9 @@ fn prepare_full(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Paramete
     }
     let parameters = Parameters::new(initial)?;
     let kind = weights::kind(recipe.base.dtype);
-    let model = Decoder::build(&base.architecture, kind, |name, _| view(&parameters, name))?;
+    let model = Decoder::build(&base.architecture, kind, |name, _| {
+        Ok(view(&parameters, name)?.into())
+    })?;
     Ok((model, parameters))
 }
 
