@@ -25,4 +25,6 @@ fn main() {
         .flag("-fopenmp")
         .warnings(false)
         .compile("heirloom_shim");
+    // The one beside libtorch, found by the rpath above.
+    println!("cargo:rustc-link-lib=dylib=gomp");
 }

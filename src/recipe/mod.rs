@@ -93,7 +93,35 @@ pub struct Base {
     pub added_tokens: Vec<String>,
 }
 
+/// How the frozen weights of a base are held in memory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Storage {
+    /// Precision of what is not quantised, and of the computation.
+    pub dtype: Dtype,
+    /// How linear layers are quantised.
+    pub quantization: Quantization,
+    /// See [`Base::unquantized`].
+    pub unquantized: Vec<String>,
+}
+
 impl Base {
+    /// How its weights are held.
+    pub fn storage(&self) -> Storage {
+        let Self { dtype, quantization, unquantized, .. } = self;
+        Storage {
+            dtype: *dtype,
+            quantization: *quantization,
+            unquantized: unquantized.clone(),
+        }
+    }
+}
+
+impl Storage {
+    /// As `dtype`, not quantised.
+    pub fn plain(dtype: Dtype) -> Self {
+        Self { dtype, ..Self::default() }
+    }
+
     /// Whether the frozen weight of the linear layer `name` is quantised.
     pub fn quantizes(&self, name: &str) -> bool {
         self.quantization != Quantization::None

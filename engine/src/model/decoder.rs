@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use heirloom::base::{
     Architecture, BaseError, BaseFolder, EMBEDDING, EmbeddingScale, Layer, OUTPUT,
 };
-use heirloom::recipe::{Base, Dtype, Module, Quantization};
+use heirloom::recipe::{Dtype, Module, Quantization, Storage};
 use tch::{Device, Kind, Tensor};
 
 use super::attention::Attention;
@@ -90,41 +90,25 @@ impl Decoder {
 
     /// Loads the frozen weights of a base folder as `dtype`.
     pub fn open(base: &BaseFolder, dtype: Dtype) -> Result<Self> {
-        Self::open_on(base, dtype, Device::Cpu)
+        Self::open_as(base, &Storage::plain(dtype), Device::Cpu)
     }
 
-    /// Loads the frozen weights of a base folder onto a device, one tensor after the other.
-    pub fn open_on(base: &BaseFolder, dtype: Dtype, device: Device) -> Result<Self> {
-        Self::load(base, dtype, device, |_| Quantization::None)
-    }
-
-    /// Loads the frozen weights of a base folder as a recipe wants them: those that it
-    /// quantises are packed before the next is read, so that the base is never in memory as
-    /// a whole in `dtype`.
-    pub fn open_quantized(base: &BaseFolder, words: &Base, device: Device) -> Result<Self> {
+    /// Loads the frozen weights of a base folder onto a device. Those that are quantised are
+    /// packed before the next is read, so that the base never is in memory as a whole in
+    /// `storage.dtype`.
+    pub fn open_as(base: &BaseFolder, storage: &Storage, device: Device) -> Result<Self> {
         let layers = base.architecture.quantizable_layers();
-        let chosen = layers.iter().filter(|layer| words.quantizes(&layer.name));
+        let chosen = layers.iter().filter(|layer| storage.quantizes(&layer.name));
         let chosen: BTreeSet<String> =
             chosen.map(|layer| format!("{}.weight", layer.name)).collect();
-        Self::load(base, words.dtype, device, |name| match chosen.contains(name) {
-            true => words.quantization,
-            false => Quantization::None,
-        })
-    }
-
-    /// Loads every tensor, stored as `how` says.
-    fn load(
-        base: &BaseFolder,
-        dtype: Dtype,
-        device: Device,
-        how: impl Fn(&str) -> Quantization,
-    ) -> Result<Self> {
-        let kind = weights::kind(dtype);
+        let kind = weights::kind(storage.dtype);
         let checkpoint = base
             .checkpoint()
             .ok_or_else(|| BaseError::NoWeights { folder: base.folder().to_owned() })?;
         Self::build(&base.architecture, kind, |name, shape| {
-            if let Some(packed) = weights::load_quantized(checkpoint, name, kind, how(name))? {
+            let chosen = chosen.contains(name);
+            let how = if chosen { storage.quantization } else { Quantization::None };
+            if let Some(packed) = weights::load_quantized(checkpoint, name, kind, how)? {
                 return Ok(Weight::Quantized(packed.to(device)?));
             }
             // Only ever compared with scores in f32; Transformers keeps it so, too.

@@ -52,7 +52,7 @@ impl Fp8 {
             let scaled = tiles.f_mul(&factor)?.f_clamp(-LARGEST, LARGEST)?;
             let scaled = scaled.f_view([rows * block.0, across * block.1])?;
             let scaled = scaled.f_narrow(0, 0, count)?.f_narrow(1, 0, size.1)?;
-            let place = values.f_narrow(0, first, count)?;
+            let mut place = values.f_narrow(0, first, count)?;
             place.f_copy_(&scaled.f_to_kind(Kind::Float8e4m3fn)?)?;
             let inverse = factor.f_reciprocal()?.f_view([rows, across])?;
             scales.f_narrow(0, first / block.0, rows)?.f_copy_(&inverse)?;

@@ -254,7 +254,7 @@ fn prepare(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Parameters)> 
     match &recipe.adapter {
         Adapter::Full => prepare_full(recipe, base),
         Adapter::Lora(lora) => {
-            let mut model = Decoder::open_quantized(base, &recipe.base, tch::Device::Cpu)?;
+            let mut model = Decoder::open_as(base, &recipe.base.storage(), tch::Device::Cpu)?;
             let mut initial = Vec::new();
             let mut rows = adapter::tokens::initial(&model, lora)?.into_iter().peekable();
             adapter::attach(&mut model, lora, |key, shape| {

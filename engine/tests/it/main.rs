@@ -9,6 +9,7 @@ mod formats;
 mod generate;
 mod goldens;
 mod perplexity;
+mod quantised;
 mod runs;
 mod support;
 mod tokens;
