@@ -183,10 +183,7 @@ fn split_name(split: &Split) -> String {
 /// What is printed for people.
 fn describe(plan: &Plan) -> String {
     let recipe = &plan.recipe;
-    let mut lines = vec![
-        line("run", &recipe.name),
-        line("base", &base(&recipe.base)),
-    ];
+    let mut lines = vec![line("run", &recipe.name), line("base", &base(&recipe.base))];
     if let Some(pinned) = plan.pinned.as_ref().filter(|pinned| pinned.lacking > 0) {
         let size = bytes(pinned.lacking);
         lines.push(line("weights", &format!("{size} to download, and not looked at yet")));

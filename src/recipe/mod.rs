@@ -108,11 +108,7 @@ impl Base {
     /// How its weights are held.
     pub fn storage(&self) -> Storage {
         let Self { dtype, quantization, unquantized, .. } = self;
-        Storage {
-            dtype: *dtype,
-            quantization: *quantization,
-            unquantized: unquantized.clone(),
-        }
+        Storage { dtype: *dtype, quantization: *quantization, unquantized: unquantized.clone() }
     }
 }
 

@@ -210,7 +210,8 @@ fn weights_that_are_all_new_have_no_baseline() {
 fn weights_that_are_all_trained_are_not_quantised() {
     let found = problems(good(&["adapter=full", "base.quantization=nf4-double"]));
     assert_eq!(found.len(), 1, "{found:?}");
-    let expected = "`base.quantization` is for frozen weights, and `adapter: full` trains every one";
+    let expected =
+        "`base.quantization` is for frozen weights, and `adapter: full` trains every one";
     assert!(found[0].contains(expected), "{found:?}");
     assert!(good(&["base.quantization=nf4", "base.dtype=float32"]).is_ok());
 }

@@ -126,9 +126,8 @@ impl Quantized {
 /// What autograd keeps for the backward pass is the packed weight, which is unpacked again
 /// there; neither the weight nor the bias gets a gradient.
 pub fn linear(x: &Tensor, weight: &Quantized, bias: Option<&Tensor>) -> Result<Tensor> {
-    let output = tch::no_grad(|| -> Result<Tensor> {
-        Ok(x.f_linear(&weight.unpack(x.kind())?, bias)?)
-    })?;
+    let output =
+        tch::no_grad(|| -> Result<Tensor> { Ok(x.f_linear(&weight.unpack(x.kind())?, bias)?) })?;
     let weight = weight.share();
     let outputs = node(&[x], vec![output], move |gradients| {
         let gradient = gradients.first().and_then(Option::as_ref);

@@ -42,11 +42,10 @@ pub(super) fn nf4_pack(weight: &Tensor, block: i64) -> Result<(Tensor, Tensor)> 
     let weight = weight.f_contiguous()?;
     let numel = weight.numel() as i64;
     let mut packed = Tensor::f_empty([(numel + 1) / 2], (Kind::Uint8, weight.device()))?;
-    let mut absmax = Tensor::f_empty([(numel + block - 1) / block], (Kind::Float, weight.device()))?;
+    let mut absmax =
+        Tensor::f_empty([(numel + block - 1) / block], (Kind::Float, weight.device()))?;
     // SAFETY: the tensors live throughout the call.
-    check(unsafe {
-        heirloom_nf4_pack(weight.as_ptr(), packed.as_mut_ptr(), absmax.as_mut_ptr())
-    })?;
+    check(unsafe { heirloom_nf4_pack(weight.as_ptr(), packed.as_mut_ptr(), absmax.as_mut_ptr()) })?;
     Ok((packed, absmax))
 }
 
@@ -60,9 +59,7 @@ pub(super) fn nf4_unpack(
     let (packed, absmax) = (packed.f_contiguous()?, absmax.f_contiguous()?);
     let mut weight = Tensor::f_empty([size.0, size.1], (kind, packed.device()))?;
     // SAFETY: the tensors live throughout the call.
-    check(unsafe {
-        heirloom_nf4_unpack(packed.as_ptr(), absmax.as_ptr(), weight.as_mut_ptr())
-    })?;
+    check(unsafe { heirloom_nf4_unpack(packed.as_ptr(), absmax.as_ptr(), weight.as_mut_ptr()) })?;
     Ok(weight)
 }
 
@@ -76,9 +73,7 @@ pub(super) fn int8_unpack(
     let (values, absmax) = (values.f_contiguous()?, absmax.f_contiguous()?);
     let mut weight = Tensor::f_empty([size.0, size.1], (kind, values.device()))?;
     // SAFETY: the tensors live throughout the call.
-    check(unsafe {
-        heirloom_int8_unpack(values.as_ptr(), absmax.as_ptr(), weight.as_mut_ptr())
-    })?;
+    check(unsafe { heirloom_int8_unpack(values.as_ptr(), absmax.as_ptr(), weight.as_mut_ptr()) })?;
     Ok(weight)
 }
 

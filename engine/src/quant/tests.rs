@@ -23,7 +23,11 @@ fn nf4_is_packed_alike_by_loop_and_tensor_calls() {
         for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
             let weight = draw(size, kind);
             let expected = nf4::pack(&weight).unwrap();
-            assert_eq!(native::nf4_pack(&weight, nf4::BLOCK).unwrap(), expected, "{size:?} {kind:?}");
+            assert_eq!(
+                native::nf4_pack(&weight, nf4::BLOCK).unwrap(),
+                expected,
+                "{size:?} {kind:?}"
+            );
             let spread = native::nf4_pack(&spread(&weight), nf4::BLOCK).unwrap();
             assert_eq!(spread, expected, "{size:?} {kind:?}");
         }
@@ -137,7 +141,8 @@ fn formats_take_the_bytes_that_they_promise() {
 #[test]
 fn the_linear_layer_has_the_values_and_gradients_of_its_unpacked_weight() {
     for kind in KINDS {
-        let weight = Quantized::pack(&draw((33, 70), kind), Quantization::Nf4Double).unwrap().unwrap();
+        let weight =
+            Quantized::pack(&draw((33, 70), kind), Quantization::Nf4Double).unwrap().unwrap();
         let (dense, bias) = (weight.unpack(kind).unwrap(), draw((1, 33), kind).view(-1));
         let x = draw((5, 70), kind);
         let leaf = || x.copy().set_requires_grad(true);

@@ -287,9 +287,8 @@ fn prepare_full(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Paramete
     }
     let parameters = Parameters::new(initial)?;
     let kind = weights::kind(recipe.base.dtype);
-    let model = Decoder::build(&base.architecture, kind, |name, _| {
-        Ok(view(&parameters, name)?.into())
-    })?;
+    let model =
+        Decoder::build(&base.architecture, kind, |name, _| Ok(view(&parameters, name)?.into()))?;
     Ok((model, parameters))
 }
 
