@@ -3,7 +3,13 @@
 
 use std::path::Path;
 
-const FILES: [&str; 2] = ["shim/node.cpp", "shim/quant.cpp"];
+const FILES: [&str; 5] = [
+    "shim/attention.cpp",
+    "shim/cross_entropy.cpp",
+    "shim/elementwise.cpp",
+    "shim/node.cpp",
+    "shim/quant.cpp",
+];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -23,8 +29,12 @@ fn main() {
         // Optimised in development, too: training in tests would take minutes.
         .opt_level(3)
         .flag("-fopenmp")
+        // Nobody asks for `errno` or for floating-point exceptions; loops that might set them
+        // are not vectorised.
+        .flag("-fno-math-errno")
+        .flag("-fno-trapping-math")
         .warnings(false)
         .compile("heirloom_shim");
-    // The one beside libtorch, found by the rpath above.
+    // The threads of the loops; at run time it is the one that libtorch brings.
     println!("cargo:rustc-link-lib=dylib=gomp");
 }

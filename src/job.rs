@@ -3,20 +3,23 @@
 //! Owns the words between the two programs and the start of the second: `heirloom` checks
 //! everything it can without tensors, then replaces itself (`exec`) by the engine, which
 //! lies beside it and receives one [`Job`] as JSON in its only argument. For training, the
-//! run folder is the hand-over: it holds the resolved recipe and the lock.
+//! run folder is the hand-over: it holds the resolved recipe and the lock. Where there is no
+//! such folder, they are its standard input: an argument has no room for a long lock.
 
 use std::env;
 use std::fmt;
-use std::io;
+use std::io::{self, Seek as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::diagnose::{Blame, Diagnose, Failure};
 use crate::generation::{Options, Settings};
+use crate::recipe::Recipe;
+use crate::recipe::lock::Lock;
 
 /// How the engine shall talk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +65,9 @@ pub enum JobError {
         /// Why not.
         source: io::Error,
     },
+    /// There is no temporary file for what the engine reads.
+    #[error("cannot write a temporary file for the engine")]
+    Input(#[source] io::Error),
     /// The job has no JSON.
     #[error("cannot write the job for the engine")]
     Words(#[source] serde_json::Error),
@@ -74,6 +80,7 @@ impl Diagnose for JobError {
                 "build it beside this program with `scripts/setup` and then `cargo build \
                  --release`, or set `{ENGINE_VARIABLE}` to where it is"
             ),
+            Self::Input(source) => return source.hint(),
             Self::Start { .. } => "`heirloom doctor` shows what the engine needs".to_owned(),
             Self::Words(_) => return None,
         })
@@ -104,17 +111,43 @@ pub fn engine() -> Result<PathBuf, JobError> {
 
 /// Becomes the engine, doing `job`; returns only when that is not possible.
 pub fn start(verbosity: Verbosity, job: Job) -> Failure {
-    become_engine(verbosity, job).into()
+    become_engine(verbosity, job, None).into()
 }
 
-fn become_engine(verbosity: Verbosity, job: Job) -> JobError {
+/// As [`start`], with `work` as the engine's standard input.
+pub fn start_with(verbosity: Verbosity, job: Job, work: &Work) -> Failure {
+    match input(work) {
+        Ok(input) => become_engine(verbosity, job, Some(input)).into(),
+        Err(error) => error.into(),
+    }
+}
+
+/// JSON in a file that has no name any more: nothing is left behind, however all ends.
+fn input(work: &Work) -> Result<Stdio, JobError> {
+    let words = serde_json::to_vec(work).map_err(JobError::Words)?;
+    let written = tempfile::tempfile().and_then(|mut file| {
+        file.write_all(&words)?;
+        file.rewind()?;
+        Ok(file)
+    });
+    written.map(Stdio::from).map_err(JobError::Input)
+}
+
+fn become_engine(verbosity: Verbosity, job: Job, input: Option<Stdio>) -> JobError {
     let envelope = Envelope { version: crate::VERSION.to_owned(), verbosity, job };
     let words = match serde_json::to_string(&envelope) {
         Ok(words) => words,
         Err(error) => return JobError::Words(error),
     };
     match engine() {
-        Ok(path) => JobError::Start { source: Command::new(&path).arg(words).exec(), path },
+        Ok(path) => {
+            let mut command = Command::new(&path);
+            command.arg(words);
+            if let Some(input) = input {
+                command.stdin(input);
+            }
+            JobError::Start { source: command.exec(), path }
+        }
         Err(error) => error,
     }
 }
@@ -129,6 +162,8 @@ pub enum Job {
         /// The run folder.
         run: PathBuf,
     },
+    /// Measure a few steps of the [`Work`] on the standard input.
+    Bench(Bench),
     /// Measure a suite on a model, and on its baseline.
     Evaluate(Evaluate),
     /// Measure how well a model predicts a text.
@@ -139,6 +174,24 @@ pub enum Job {
     Chat(Chat),
     /// Write a release folder from a finished run.
     Export(Export),
+}
+
+/// `heirloom bench`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Bench {
+    /// Optimiser steps that are measured.
+    pub steps: usize,
+    /// Print JSON instead of a table.
+    pub json: bool,
+}
+
+/// A run without a run folder.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Work {
+    /// The recipe with its defaults.
+    pub recipe: Recipe,
+    /// Its inputs.
+    pub lock: Lock,
 }
 
 /// `heirloom eval`.

@@ -6,6 +6,8 @@
 
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
+#include <torch/torch.h>
+#include <cstdlib>
 #include <stdexcept>
 #include <utility>
 #include <vector>

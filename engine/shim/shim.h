@@ -6,7 +6,6 @@
 
 #include <cstring>
 #include <exception>
-#include <torch/torch.h>
 
 template <typename F> char *heirloom_guarded(F &&work) {
     try {

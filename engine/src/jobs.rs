@@ -1,6 +1,7 @@
 //! What the engine can be asked to do, from start to end: the one place that knows the
 //! order of the rooms.
 
+mod bench;
 mod chat;
 mod evaluate;
 mod generate;
@@ -23,6 +24,7 @@ use crate::model::Decoder;
 pub fn run(job: &Job, printer: Printer) -> Result<(), Failure> {
     match job {
         Job::Train { run } => train::train(run, printer),
+        Job::Bench(job) => bench::bench(job, printer),
         Job::Evaluate(job) => evaluate::evaluate(job, printer),
         Job::Perplexity(job) => perplexity::perplexity(job, printer),
         Job::Generate(job) => generate::generate(job, printer),

@@ -4,6 +4,7 @@
 //! the rooms, and for everything with tensors becomes `heirloom-engine` (see [`crate::job`]).
 //! Nothing outside [`printer`] prints.
 
+mod bench;
 mod chat;
 mod check;
 mod completions;
@@ -58,6 +59,7 @@ enum Command {
     Check(check::Arguments),
     Data(data::Arguments),
     Train(train::Arguments),
+    Bench(bench::Arguments),
     Eval(eval::Arguments),
     Generate(Box<generate::Arguments>),
     Chat(Box<chat::Arguments>),
@@ -89,6 +91,7 @@ fn run(command: Command, printer: Printer) -> Result<ExitStatus, Failure> {
         Command::Check(arguments) => check::run(&arguments, printer),
         Command::Data(arguments) => data::run(arguments, printer),
         Command::Train(arguments) => train::run(&arguments, printer),
+        Command::Bench(arguments) => bench::run(&arguments, printer),
         Command::Eval(arguments) => eval::run(&arguments, printer),
         Command::Generate(arguments) => generate::run(&arguments, printer),
         Command::Chat(arguments) => chat::run(&arguments, printer),

@@ -143,7 +143,7 @@ impl Reader {
         if ran.stderr.contains("try '--help'") {
             return Err(ran.stderr);
         }
-        let Some((&command @ ("check" | "train"), rest)) = arguments.split_first() else {
+        let Some((&command @ ("check" | "train" | "bench"), rest)) = arguments.split_first() else {
             return Ok(());
         };
         let path = rest.first().ok_or("there is no recipe")?;

@@ -8,6 +8,8 @@ mod advice;
 #[cfg(test)]
 mod affected;
 #[cfg(test)]
+mod bench;
+#[cfg(test)]
 mod consent;
 #[cfg(test)]
 mod data;

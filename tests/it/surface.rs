@@ -11,7 +11,7 @@ fn help_is_data_and_shows_examples() {
     let ran = world.heirloom(&["--help"]);
     assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
     assert!(ran.stdout.contains("heirloom train recipes/quickstart.yaml"), "{}", ran.stdout);
-    for command in ["check", "train", "eval", "generate", "chat", "export", "verify"] {
+    for command in ["check", "train", "bench", "eval", "generate", "chat", "export", "verify"] {
         let ran = world.heirloom(&[command, "--help"]);
         assert!(ran.stdout.contains(&format!("  heirloom {command} ")), "{}", ran.stdout);
     }

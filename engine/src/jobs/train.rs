@@ -6,6 +6,7 @@ use std::sync::Arc;
 use fs_err as fs;
 use heirloom::base::BaseFolder;
 use heirloom::cli::printer::Printer;
+use heirloom::dataset::chat::ChatEncoder;
 use heirloom::dataset::evaluation::validation_rows;
 use heirloom::dataset::gate::Gate;
 use heirloom::dataset::stream::{Spec, Stream};
@@ -38,17 +39,9 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     let stop = train::Stop::on_signals()?;
     fs::create_dir_all(run.checkpoints()).map_err(EngineError::from)?;
 
-    let folder = hub::local(&recipe.base.model)?;
-    let mut base = BaseFolder::open(&folder, recipe.base.from_scratch)?;
-    let vocabulary = Vocabulary::open(base.folder(), &recipe.base)?;
-    vocabulary.fit(&mut base)?;
-    if let Adapter::Lora(lora) = &mut recipe.adapter {
-        let tied = base.architecture.tie_word_embeddings;
-        *lora = vocabulary.resolve(lora, tied).map_err(EngineError::from)?;
-    }
-    let Vocabulary { encoder, files, .. } = vocabulary;
-    let encoder = Arc::new(encoder.with_clock(lock.created));
-    let mut trainer = Trainer::open(&recipe, &base, &lock.training, run.checkpoints())?;
+    let (base, encoder, files) = open(&mut recipe, &lock)?;
+    let checkpoints = Some(run.checkpoints());
+    let mut trainer = Trainer::open(&recipe, &base, &lock.training, checkpoints)?;
     // Reads and tokenises ahead on threads of its own.
     let spec = Spec::locked(&recipe, &lock)?;
     let from = trainer.progress.position.clone();
@@ -113,6 +106,24 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
     eval::check_gates(&recipe.eval.gates, &reports)?;
     printer.note(&format!("\nnext: heirloom chat {}", run.path().display()));
     Ok(())
+}
+
+/// The base of a run, what makes tokens for it, and the words that the recipe changed; names
+/// of tokens in the recipe become their ids.
+pub(super) fn open(
+    recipe: &mut Recipe,
+    lock: &Lock,
+) -> Result<(BaseFolder, Arc<ChatEncoder>, Option<vocabulary::Files>), Failure> {
+    let folder = hub::local(&recipe.base.model)?;
+    let mut base = BaseFolder::open(&folder, recipe.base.from_scratch)?;
+    let vocabulary = Vocabulary::open(base.folder(), &recipe.base)?;
+    vocabulary.fit(&mut base)?;
+    if let Adapter::Lora(lora) = &mut recipe.adapter {
+        let tied = base.architecture.tie_word_embeddings;
+        *lora = vocabulary.resolve(lora, tied).map_err(EngineError::from)?;
+    }
+    let Vocabulary { encoder, files, .. } = vocabulary;
+    Ok((base, Arc::new(encoder.with_clock(lock.created)), files))
 }
 
 /// What the job does about withdrawals.
@@ -203,7 +214,7 @@ fn keep(
 }
 
 /// The most memory this process had resident, from Linux's `/proc/self/status`.
-fn peak_memory() -> Option<u64> {
+pub(super) fn peak_memory() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

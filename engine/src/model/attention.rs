@@ -7,6 +7,7 @@ use super::linear::Linear;
 use super::parts::{Norm, Tensors};
 use crate::error::Result;
 use crate::ops::attention::Scores;
+use crate::ops::profile::scope;
 use crate::ops::rotary::{self, Angles};
 
 /// Either kind of attention, with how its scores are made.
@@ -127,10 +128,14 @@ impl Attention {
         train: bool,
         attend: impl FnOnce(Tensor, Tensor, Tensor, &Scores) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        let _scope = scope("attention projections");
         let angles = self.rope.and_then(|rope| ropes.get(rope));
-        let rotate = |x: Tensor| match angles {
-            Some(angles) => rotary::rotate(&x, angles, self.interleaved),
-            None => Ok(x),
+        let rotate = |x: Tensor| {
+            let _scope = scope("rotary");
+            match angles {
+                Some(angles) => rotary::rotate(&x, angles, self.interleaved),
+                None => Ok(x),
+            }
         };
         let (q, k, v) = match &self.projections {
             Projections::Grouped { .. } => self.grouped(x, train, rotate)?,
@@ -150,7 +155,7 @@ impl Attention {
             return Err(wrong_kind());
         };
         let [q, k, v] = match qkv.as_slice() {
-            [q, k, v] => [q.forward(x, train)?, k.forward(x, train)?, v.forward(x, train)?],
+            [q, k, v] => Linear::forward_all([q, k, v], x, train)?,
             [fused] => {
                 let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
                 let all = fused.forward(x, train)?;

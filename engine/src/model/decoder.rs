@@ -17,6 +17,7 @@ use super::weight::Weight;
 use super::weights;
 use crate::error::Result;
 use crate::ops::attention::{self, Scores};
+use crate::ops::profile::scope;
 use crate::ops::rotary::{Angles, Rotary};
 use crate::ops::{self, Layout};
 
@@ -174,6 +175,7 @@ impl Decoder {
         let mut x = self.embed(tokens)?;
         for block in &self.blocks {
             x = block.forward(x, &angles, train, |q, k, v, scores| {
+                let _scope = scope("attention");
                 attention::packed(&q, &k, &v, layout, scores, train)
             })?;
         }
@@ -182,6 +184,7 @@ impl Decoder {
 
     /// Logits of hidden states: `[m, vocab_size]`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let _scope = scope("output projection");
         let mut logits = match &self.replaced.output {
             Some(replacement) => replacement.project(&self.output, hidden)?,
             None => hidden.f_linear(&self.output.f_to_kind(hidden.kind())?, None::<Tensor>)?,
@@ -197,6 +200,7 @@ impl Decoder {
 
     /// Embeds tokens: `[n, hidden_size]`.
     pub(super) fn embed(&self, tokens: &Tensor) -> Result<Tensor> {
+        let _scope = scope("embedding");
         let rows = match &self.replaced.embedding {
             Some(replacement) => replacement.embed(&self.embedding, tokens)?,
             None => Tensor::f_embedding(&self.embedding, tokens, -1, false, false)?,
@@ -215,6 +219,7 @@ impl Decoder {
 
     /// The angles of every rotary embedding for the rows of a layout.
     pub(super) fn angles_of(&self, layout: &Layout) -> Result<Vec<Angles>> {
+        let _scope = scope("rotary");
         let lengths = || layout.lengths.iter().copied();
         let of = |rope: &Rotary| rope.angles(&layout.positions, lengths(), lengths(), self.kind);
         self.ropes.iter().map(of).collect()
@@ -244,23 +249,31 @@ impl Block {
         train: bool,
         attend: impl FnOnce(Tensor, Tensor, Tensor, &Scores) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        // Of what the parts do not claim.
+        let _scope = scope("residual");
         let normed = apply(&self.before_attention, &x)?;
         let attended = self.attention.forward(&normed, ropes, train, attend)?;
-        let x = self.add(x, apply(&self.after_attention, &attended)?, train)?;
-        let normed = apply(&self.before_feed_forward, &x)?;
+        let branch = self.branch(apply(&self.after_attention, &attended)?, train)?;
+        let (x, normed) = match &self.before_feed_forward {
+            Some(norm) => norm.forward_sum(&x, &branch)?,
+            None => {
+                let x = x.f_add(&branch)?;
+                (x.shallow_clone(), x)
+            }
+        };
         let fed = self.feed_forward.forward(&normed, train)?;
-        self.add(x, apply(&self.after_feed_forward, &fed)?, train)
+        Ok(x.f_add(&self.branch(apply(&self.after_feed_forward, &fed)?, train)?)?)
     }
 
-    /// Adds a branch to the residual stream.
-    fn add(&self, x: Tensor, mut branch: Tensor, train: bool) -> Result<Tensor> {
+    /// What is added to the residual stream for a branch.
+    fn branch(&self, mut branch: Tensor, train: bool) -> Result<Tensor> {
         if train && self.residual_dropout > 0.0 {
             branch = branch.f_dropout(self.residual_dropout, true)?;
         }
         if self.residual_multiplier != 1.0 {
             branch = branch.f_mul_scalar(self.residual_multiplier)?;
         }
-        Ok(x.f_add(&branch)?)
+        Ok(branch)
     }
 }
 

@@ -7,6 +7,7 @@ use super::linear::Linear;
 use super::parts::Tensors;
 use super::weight::Weight;
 use crate::error::Result;
+use crate::ops::profile::scope;
 use crate::ops::{self, experts};
 
 /// Either kind.
@@ -66,6 +67,7 @@ impl FeedForward {
 
     /// Over rows `[n, hidden]`.
     pub(super) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let _scope = scope("feed-forward projections");
         match self {
             Self::Gated(gated) => gated.forward(x, train),
             Self::Experts(experts) => experts.forward(x, train),
@@ -109,14 +111,16 @@ impl Gated {
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let inner = match self.gate_up.as_slice() {
             [gate, up] => {
-                let gate = gate.forward(x, train)?;
-                ops::gated(&gate, &up.forward(x, train)?, self.activation)?
+                let [gate, up] = Linear::forward_all([gate, up], x, train)?;
+                let _scope = scope("gate");
+                ops::gated(&gate, &up, self.activation)?
             }
             both => {
                 let outputs = both
                     .iter()
                     .map(|linear| linear.forward(x, train))
                     .collect::<Result<Vec<_>>>()?;
+                let _scope = scope("gate");
                 let both = Tensor::f_cat(&outputs, -1)?;
                 let half = both.size2()?.1 / 2;
                 let (gate, up) = (both.f_narrow(-1, 0, half)?, both.f_narrow(-1, half, half)?);

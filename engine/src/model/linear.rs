@@ -4,6 +4,8 @@ use tch::{Kind, Tensor};
 
 use super::weight::Weight;
 use crate::error::Result;
+use crate::ops;
+use crate::ops::linear::Layer;
 
 /// `y = x Wᵀ + bias`, plus the update of an adapter if there is one.
 #[derive(Debug)]
@@ -33,23 +35,41 @@ pub struct LowRank {
 
 impl Linear {
     /// Applies the layer to `[n, in_features]`. `train` turns dropout on.
-    ///
-    /// As PEFT's `lora.Linear.forward`: the low-rank path computes in the dtype of A, its
-    /// result is added to the base's and cast back to the base's dtype.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        // Full training keeps f32 weights under a bfloat16 computation.
-        let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(x.kind())).transpose()?;
-        let base = self.weight.linear(x, bias.as_ref())?;
-        let Some(low_rank) = &self.low_rank else {
-            return Ok(base);
+        let [y] = Self::forward_all([self], x, train)?;
+        Ok(y)
+    }
+
+    /// Applies several layers to the same rows.
+    pub fn forward_all<const N: usize>(
+        layers: [&Self; N],
+        x: &Tensor,
+        train: bool,
+    ) -> Result<[Tensor; N]> {
+        let outputs = if layers.iter().any(|layer| layer.weight.is_trained()) {
+            layers.iter().map(|layer| layer.trained(x)).collect::<Result<Vec<_>>>()?
+        } else {
+            let layers = layers.iter().map(|layer| layer.frozen(x.kind(), train));
+            ops::linear::linears(x, layers.collect::<Result<_>>()?)?
         };
-        let mut input = x.f_to_kind(low_rank.a.kind())?;
-        if train && low_rank.dropout > 0.0 {
-            input = input.f_dropout(low_rank.dropout, true)?;
-        }
-        let inner = input.f_linear(&low_rank.a, None::<Tensor>)?.f_mul_scalar(low_rank.scaling)?;
-        let update = inner.f_linear(&low_rank.b, None::<Tensor>)?;
-        Ok(base.f_add(&update)?.f_to_kind(x.kind())?)
+        outputs.try_into().map_err(|_| wrong_number())
+    }
+
+    /// Under full training, which keeps f32 weights under a bfloat16 computation.
+    fn trained(&self, x: &Tensor) -> Result<Tensor> {
+        let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(x.kind())).transpose()?;
+        Ok(x.f_linear(&self.weight.dense(x.kind())?, bias)?)
+    }
+
+    fn frozen(&self, kind: Kind, train: bool) -> Result<Layer> {
+        let low_rank = self.low_rank.as_ref().map(|low_rank| ops::linear::LowRank {
+            a: low_rank.a.shallow_clone(),
+            b: low_rank.b.shallow_clone(),
+            scaling: low_rank.scaling,
+            dropout: if train { low_rank.dropout } else { 0.0 },
+        });
+        let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(kind)).transpose()?;
+        Ok(Layer { weight: self.weight.matrix(kind), bias, low_rank })
     }
 
     /// The weight with the update merged in: `W + scaling · B A`, computed in f32 and cast
@@ -63,4 +83,9 @@ impl Linear {
         let merged = self.weight.dense(Kind::Float)?.f_add(&delta)?;
         Ok(merged.f_to_kind(self.weight.kind())?)
     }
+}
+
+/// As many results as layers: a defect of ours.
+fn wrong_number() -> crate::error::EngineError {
+    tch::TchError::Kind("linear layers gave another number of results".to_owned()).into()
 }

@@ -9,6 +9,7 @@ use super::linear::Linear;
 use super::weight::Weight;
 use crate::error::{EngineError, Result};
 use crate::ops;
+use crate::ops::profile::scope;
 
 /// Tensors that modules take out one by one.
 pub(super) struct Tensors(pub(super) BTreeMap<String, Weight>);
@@ -78,6 +79,13 @@ impl Norm {
 
     /// Norms the last dimension of `x`. The weight may be wider than the computation.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let _scope = scope("norm");
         ops::rms_norm(x, &self.weight, self.eps, self.kind)
+    }
+
+    /// Adds a branch to the residual stream, and norms the sum: both.
+    pub(super) fn forward_sum(&self, x: &Tensor, branch: &Tensor) -> Result<(Tensor, Tensor)> {
+        let _scope = scope("norm");
+        ops::add_rms_norm(x, branch, &self.weight, self.eps, self.kind)
     }
 }

@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
+use crate::ops::linear::Matrix;
 use crate::quant::{self, Quantized};
 
 /// A weight `[out_features, in_features]`.
@@ -35,6 +36,29 @@ impl Weight {
         match self {
             Self::Dense(weight) => Ok(weight.f_to_kind(kind)?),
             Self::Quantized(weight) => weight.unpack(kind),
+        }
+    }
+
+    /// The same for a backward pass, which comes when this may be gone: nothing is unpacked
+    /// until it is asked for.
+    pub fn matrix(&self, kind: Kind) -> Matrix {
+        match self {
+            Self::Dense(weight) => {
+                let weight = weight.shallow_clone();
+                Box::new(move || Ok(weight.f_to_kind(kind)?))
+            }
+            Self::Quantized(weight) => {
+                let weight = weight.share();
+                Box::new(move || weight.unpack(kind))
+            }
+        }
+    }
+
+    /// Whether it is trained.
+    pub fn is_trained(&self) -> bool {
+        match self {
+            Self::Dense(weight) => weight.requires_grad(),
+            Self::Quantized(_) => false,
         }
     }
 

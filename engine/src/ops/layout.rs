@@ -1,8 +1,10 @@
 //! Where the documents of a micro-batch lie, computed once and shared by every layer.
 //!
 //! Documents are laid end to end without padding, so that no linear layer pays for
-//! padding. Attention alone needs documents as a batch: they are grouped by length, each
-//! group padded to its longest document.
+//! padding. Attention in libtorch's calls alone needs documents as a batch: they are grouped by
+//! length, each group padded to its longest document.
+
+use std::sync::Arc;
 
 use tch::{Device, Tensor};
 
@@ -26,6 +28,8 @@ pub struct Layout {
     pub positions: Tensor,
     /// Rows of every document, in packed order.
     pub lengths: Vec<i64>,
+    /// First row of every document, and the end of the last.
+    pub starts: Arc<[i64]>,
     /// Longest document.
     pub longest: usize,
 }
@@ -54,12 +58,15 @@ impl Layout {
         }
         let positions: Vec<i64> = lengths.iter().flat_map(|length| 0..*length as i64).collect();
         let positions = Tensor::f_from_slice(&positions)?.f_to(device)?;
+        let bounds = starts.iter().copied().chain([rows]);
+        let bounds: Arc<[i64]> = bounds.map(|row| row as i64).collect();
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let counts = lengths.iter().map(|length| *length as i64).collect();
         if lengths.iter().all(|length| *length == longest) {
             let (documents, length) = (lengths.len() as i64, longest as i64);
             let groups = vec![Group { documents, length, gather: None }];
-            return Ok(Self { groups, scatter: None, positions, lengths: counts, longest });
+            let (scatter, starts) = (None, bounds);
+            return Ok(Self { groups, scatter, positions, lengths: counts, starts, longest });
         }
         let mut order: Vec<usize> = (0..lengths.len()).collect();
         order.sort_by_key(|document| (std::cmp::Reverse(lengths[*document]), *document));
@@ -89,7 +96,7 @@ impl Layout {
             });
         }
         let scatter = Some(Tensor::f_from_slice(&scatter)?.f_to(device)?);
-        Ok(Self { groups, scatter, positions, lengths: counts, longest })
+        Ok(Self { groups, scatter, positions, lengths: counts, starts: bounds, longest })
     }
 
     /// Refuses documents that are longer than `limit` with `extra` more tokens.

@@ -1,16 +1,27 @@
-//! The operations of a model: readable references in tensor calls.
+//! The operations of a model: fused ones, with readable references in tensor calls.
 //!
 //! Owns the mathematics between tensors, over rows laid end to end (see [`layout`]): functions
 //! take `[n, …]` where `n` counts the tokens of all documents of a micro-batch. Does not own
 //! weights or modules.
 //!
+//! Functions that have a fused version take it where it serves, which is on the CPU in f32 and
+//! bfloat16, and the plain one of [`reference`] elsewhere and where it is asked for.
+//!
 //! Follows Transformers' modelling files operation by operation, so that numbers agree:
 //! norms are computed in f32, and what is rounded when is part of each family.
 
 pub mod attention;
+pub mod cross_entropy;
 pub mod experts;
+mod fused;
+#[cfg(test)]
+mod fused_tests;
 pub mod layout;
+pub mod linear;
+mod loops;
 pub mod native;
+pub mod profile;
+pub mod reference;
 pub mod rotary;
 
 use heirloom::base::{Activation, NormKind};
@@ -24,31 +35,35 @@ pub use layout::Layout;
 ///
 /// `x` is `[…, width]`, `weight` `[width]`; the result has the dtype of `x`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, kind: NormKind) -> Result<Tensor> {
-    let wide = x.f_to_kind(Kind::Float)?;
-    let square = wide.f_square()?.f_mean_dim([-1i64].as_slice(), true, Kind::Float)?;
-    let normed = wide.f_mul(&square.f_add_scalar(eps)?.f_rsqrt()?)?;
-    match kind {
-        NormKind::WeightAfterRounding => {
-            Ok(normed.f_to_kind(x.kind())?.f_mul(&weight.f_to_kind(x.kind())?)?)
-        }
-        NormKind::WeightBeforeRounding => {
-            Ok(normed.f_mul(&weight.f_to_kind(Kind::Float)?)?.f_to_kind(x.kind())?)
-        }
-        NormKind::OnePlusWeight => {
-            let weight = weight.f_to_kind(Kind::Float)?.f_add_scalar(1.0)?;
-            Ok(normed.f_mul(&weight)?.f_to_kind(x.kind())?)
-        }
+    if loops::serve(&[x]) {
+        fused::rms_norm(x, weight, eps, kind)
+    } else {
+        reference::rms_norm(x, weight, eps, kind)
+    }
+}
+
+/// The sum of a residual and a branch, and the norm of that sum; see [`rms_norm`].
+pub fn add_rms_norm(
+    x: &Tensor,
+    branch: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+    kind: NormKind,
+) -> Result<(Tensor, Tensor)> {
+    if loops::serve(&[x, branch]) {
+        fused::add_rms_norm(x, branch, weight, eps, kind)
+    } else {
+        reference::add_rms_norm(x, branch, weight, eps, kind)
     }
 }
 
 /// Gated unit (arXiv 2002.05202): `activation(gate) * up`, elementwise.
 pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
-    let gate = match activation {
-        Activation::Silu => gate.f_silu()?,
-        Activation::Gelu => gate.f_gelu("none")?,
-        Activation::GeluTanh => gate.f_gelu("tanh")?,
-    };
-    Ok(gate.f_mul(up)?)
+    if loops::serve(&[gate, up]) {
+        fused::gated(gate, up, activation)
+    } else {
+        reference::gated(gate, up, activation)
+    }
 }
 
 /// `cap · tanh(x / cap)`, elementwise.
@@ -73,4 +88,37 @@ pub fn weighted_cross_entropy_sum(
     let each =
         logits.f_cross_entropy_loss(targets, None::<Tensor>, tch::Reduction::None, -100, 0.0)?;
     Ok(each.f_mul(weights)?.f_sum(Kind::Float)?)
+}
+
+/// The numbers of one step of AdamW.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWFactors {
+    /// 1 - learning rate × weight decay.
+    pub keep: f32,
+    /// β₁ and β₂.
+    pub betas: [f32; 2],
+    /// 1 - β₁ and 1 - β₂.
+    pub new: [f32; 2],
+    /// Learning rate / (1 - β₁ⁿ) at the nth step.
+    pub step: f32,
+    /// √(1 - β₂ⁿ).
+    pub root: f32,
+    /// ε.
+    pub eps: f32,
+}
+
+/// One step of AdamW (arXiv 1711.05101, as `torch.optim.AdamW` takes it) over weights and both
+/// running means, flat f32 tensors that are changed in place; the first `decayed` weights decay.
+pub fn adamw(
+    state: [&mut Tensor; 3],
+    gradient: &Tensor,
+    decayed: i64,
+    factors: AdamWFactors,
+) -> Result<()> {
+    if loops::serve(&[&*state[0], &*state[1], &*state[2], gradient]) {
+        loops::adamw(state, gradient, decayed, factors)
+    } else {
+        reference::adamw(state, gradient, decayed, factors)
+    }
 }

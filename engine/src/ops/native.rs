@@ -1,7 +1,8 @@
 //! The C++ shim (`engine/shim`), as Rust calls it.
 //!
-//! Owns every unsafe call into the shim: pointers, messages, panics. What the operations
-//! compute stands beside their references. Tensors cross as torch-sys has them.
+//! Owns nodes of the graph: pointers, messages, panics. The calls of each operation stand
+//! beside its reference, those of loops over elements in [`super::loops`]. Tensors cross as
+//! torch-sys has them.
 
 #![expect(unsafe_code, reason = "functions of C++ that take pointers to tensors")]
 
@@ -11,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
+use super::profile;
 use crate::error::Result;
 
 /// What a node of the graph does in the backward pass: from the gradients of its outputs,
@@ -47,7 +49,11 @@ pub fn node(
     mut outputs: Vec<Tensor>,
     backward: impl FnOnce(&[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> + Send + 'static,
 ) -> Result<Vec<Tensor>> {
-    let backward: Backward = Box::new(backward);
+    let made_in = profile::current();
+    let backward: Backward = Box::new(move |given| {
+        let _scope = profile::backward(made_in);
+        backward(given)
+    });
     let context: *mut Backward = Box::into_raw(Box::new(backward));
     let inputs: Vec<_> = inputs.iter().map(|tensor| tensor.as_ptr().cast_mut()).collect();
     let pointers: Vec<_> = outputs.iter_mut().map(Tensor::as_mut_ptr).collect();
@@ -119,7 +125,7 @@ extern "C" fn forget(context: *mut c_void) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(held)));
 }
 
-/// The error that the shim's message is.
+/// The error that the shim's message is; a message is freed.
 pub(crate) fn check(message: *mut c_char) -> Result<()> {
     if message.is_null() {
         return Ok(());
@@ -187,7 +193,7 @@ mod tests {
 
     #[test]
     fn errors_and_panics_of_the_backward_pass_are_errors() {
-        let failing: [fn() -> Result<Vec<Option<Tensor>>>; 3] = [
+        let failing: [fn() -> Result<_>; 3] = [
             || Err(TchError::Torch("no such device".to_owned()).into()),
             || panic!("out of bounds"),
             || Ok(Vec::new()),

@@ -6,6 +6,7 @@
 use heirloom::base::{Rope, RopeScaling};
 use tch::{Device, Kind, Tensor};
 
+use super::{fused, loops, reference};
 use crate::error::Result;
 
 /// A rotary embedding with its frequencies computed.
@@ -186,25 +187,9 @@ fn yarn(powers: &Tensor, rope: &Rope) -> Result<Tensor> {
 /// `x` is `[n, heads, d]`, and so is the result, in the dtype of `x`. Interleaved pairs come
 /// out as halves: queries and keys alike, so that their products are the same.
 pub fn rotate(x: &Tensor, angles: &Angles, interleaved: bool) -> Result<Tensor> {
-    let Angles { cos, sin } = angles;
-    let width = x.size().last().copied().unwrap_or(0);
-    let half = cos.size().last().copied().unwrap_or(0);
-    let (first, second) = if interleaved {
-        (x.f_slice(-1, 0, 2 * half, 2)?, x.f_slice(-1, 1, 2 * half, 2)?)
+    if loops::serve(&[x]) && loops::fit(x, angles) {
+        fused::rotate(x, angles, interleaved)
     } else {
-        (x.f_narrow(-1, 0, half)?, x.f_narrow(-1, half, half)?)
-    };
-    let mut parts = vec![
-        first.f_mul(cos)?.f_sub(&second.f_mul(sin)?)?,
-        second.f_mul(cos)?.f_add(&first.f_mul(sin)?)?,
-    ];
-    if cos.kind() != x.kind() {
-        for part in &mut parts {
-            *part = part.f_to_kind(x.kind())?;
-        }
+        reference::rotate(x, angles, interleaved)
     }
-    if 2 * half < width {
-        parts.push(x.f_narrow(-1, 2 * half, width - 2 * half)?);
-    }
-    Ok(Tensor::f_cat(&parts, -1)?)
 }

@@ -4,14 +4,17 @@ use heirloom::dataset::stream::MicroBatch;
 use tch::Tensor;
 
 use crate::error::Result;
-use crate::model::Decoder;
-use crate::ops::{self, Layout};
+use crate::model::{Decoder, Replacement};
+use crate::ops::Layout;
+use crate::ops::cross_entropy::{self, Logits, Targets};
+use crate::ops::profile::scope;
 
 /// Sum of the negative log-likelihoods of the trained tokens, each times its weight, in nats,
 /// as a graph that can be differentiated; `None` when no token is trained. `train` turns
 /// dropout on.
 ///
-/// Only rows that predict a trained token reach the output projection.
+/// Only rows that predict a trained token reach the output projection, and only some of them at
+/// a time.
 pub fn nll_sum(model: &Decoder, batch: &MicroBatch, train: bool) -> Result<Option<Tensor>> {
     let (mut rows, mut targets, mut weights) = (Vec::new(), Vec::new(), Vec::new());
     for (row, (token, weight)) in batch.tokens.iter().zip(&batch.weights).enumerate().skip(1) {
@@ -28,12 +31,30 @@ pub fn nll_sum(model: &Decoder, batch: &MicroBatch, train: bool) -> Result<Optio
     let layout = Layout::new(&batch.lengths, model.embedding.device())?;
     let hidden = model.hidden(&Tensor::f_from_slice(&tokens)?, &layout, train)?;
     let predicting = hidden.f_index_select(0, &Tensor::f_from_slice(&rows)?)?;
-    let logits = model.logits(&predicting)?;
-    let targets = Tensor::f_from_slice(&targets)?;
+    let ids = Tensor::f_from_slice(&targets)?;
     // Nearly every row has plain weights: those pay nothing for the others.
-    if weights.iter().all(|weight| *weight == 1.0) {
-        return Ok(Some(ops::cross_entropy_sum(&logits, &targets)?));
+    let plain = weights.iter().all(|weight| *weight == 1.0);
+    let weights = if plain { None } else { Some(Tensor::f_from_slice(&weights)?) };
+    let targets = Targets { ids: &ids, weights: weights.as_ref() };
+    Ok(Some(of_hidden(model, &predicting, targets)?))
+}
+
+/// Sum of the losses of hidden states, through the output projection however it is trained.
+fn of_hidden(model: &Decoder, hidden: &Tensor, targets: Targets<'_>) -> Result<Tensor> {
+    let architecture = &model.architecture;
+    match &model.replaced.output {
+        None if cross_entropy::computes(hidden, &model.output) => {
+            let logits = Logits {
+                scaling: architecture.logits_scaling,
+                softcap: architecture.final_logit_softcapping,
+            };
+            let _scope = scope("output projection");
+            cross_entropy::frozen(hidden, &model.output, logits, targets)
+        }
+        replaced => {
+            let trained = replaced.as_ref().map_or(&model.output, Replacement::values);
+            let logits = |hidden: &Tensor| model.logits(hidden);
+            cross_entropy::chunked(hidden, &[trained], targets, logits)
+        }
     }
-    let weights = Tensor::f_from_slice(&weights)?;
-    Ok(Some(ops::weighted_cross_entropy_sum(&logits, &targets, &weights)?))
 }

@@ -1,13 +1,14 @@
 //! The train room: from a run folder to trained weights.
 //!
 //! Owns the loop ([`Trainer`]), the loss ([`loss`]), the optimiser and schedules
-//! ([`optimizer`]), the trained weights ([`parameters`]) and checkpoints ([`checkpoint`]).
-//! Does not own evaluation after training nor releases.
+//! ([`optimizer`]), the trained weights ([`parameters`]), checkpoints ([`checkpoint`]) and what
+//! a step has to compute ([`flops`]). Does not own evaluation after training nor releases.
 //!
 //! The gradient of a step is that of the weighted mean over all its trained tokens, however
 //! they are spread over micro-batches.
 
 pub mod checkpoint;
+pub mod flops;
 pub mod loss;
 pub mod optimizer;
 pub mod parameters;
@@ -27,6 +28,7 @@ use tch::Tensor;
 use crate::adapter;
 use crate::error::{EngineError, Result};
 use crate::model::{Decoder, weights};
+use crate::ops::profile::scope;
 use checkpoint::Progress;
 use optimizer::AdamW;
 use parameters::Parameters;
@@ -46,25 +48,30 @@ pub struct Trainer {
     steps: u64,
     /// Steps after which it ends whatever the stream holds.
     most: Option<u64>,
-    checkpoints: PathBuf,
+    /// Where checkpoints go, if they are wanted.
+    checkpoints: Option<PathBuf>,
 }
 
 impl Trainer {
     /// Loads the base, adds what is trained, and goes to the newest checkpoint in
-    /// `checkpoints`. `size` has the length of the whole run; where that is an estimate, the
-    /// run ends when the stream does, or at `train.max_steps`.
+    /// `checkpoints`; without such a folder none is read or written. `size` has the length of
+    /// the whole run; where that is an estimate, the run ends when the stream does, or at
+    /// `train.max_steps`.
     pub fn open(
         recipe: &Recipe,
         base: &BaseFolder,
         size: &Size,
-        checkpoints: PathBuf,
+        checkpoints: Option<PathBuf>,
     ) -> Result<Self> {
         // Before anything is drawn: the same recipe starts from the same weights.
         tch::manual_seed(recipe.train.seed as i64);
         let (model, mut parameters) = prepare(recipe, base)?;
         let Optimizer::Adamw(settings) = &recipe.train.optimizer;
         let mut optimizer = AdamW::new(settings.clone(), &parameters)?;
-        let restored = checkpoint::restore(&checkpoints, &mut parameters, &mut optimizer)?;
+        let restored = match &checkpoints {
+            Some(folder) => checkpoint::restore(folder, &mut parameters, &mut optimizer)?,
+            None => None,
+        };
         let progress = restored.unwrap_or_default();
         let (recipe, steps) = (recipe.clone(), size.steps);
         let most = if size.estimated { recipe.train.max_steps } else { Some(steps) };
@@ -131,8 +138,8 @@ impl Trainer {
         Ok(Outcome::Complete)
     }
 
-    /// One optimiser step, whose rows were asked for at `started`.
-    fn step(&mut self, step: &Step, of_epoch: u64, started: Instant) -> Result<StepMetrics> {
+    /// One optimiser step of a pass of `of_epoch` steps, whose rows were asked for at `started`.
+    pub fn step(&mut self, step: &Step, of_epoch: u64, started: Instant) -> Result<StepMetrics> {
         let number = self.progress.step + 1;
         // Dropout depends on the step alone, so a resumed run drops the same.
         tch::manual_seed(mix(self.recipe.train.seed, number));
@@ -142,8 +149,14 @@ impl Trainer {
         let mut gradient = self.parameters.zero_gradient()?;
         let mut nll = 0.0;
         for batch in &step.micro_batches {
-            if let Some(sum) = loss::nll_sum(&self.model, batch, true)? {
+            let sum = {
+                let _scope = scope("loss");
+                loss::nll_sum(&self.model, batch, true)?
+            };
+            if let Some(sum) = sum {
                 nll += sum.f_double_value(&[])?;
+                // Of what no operation of ours claims: torch's own nodes.
+                let _scope = scope("other backward");
                 let mean = sum.f_div_scalar(weight)?;
                 self.parameters.add_gradient(&mean, &gradient)?;
             }
@@ -153,7 +166,10 @@ impl Trainer {
             return Err(EngineError::Diverged { step: number, what: "loss", value: mean_loss });
         }
         let train = &self.recipe.train;
-        let grad_norm = optimizer::clip(&mut gradient, train.clip_grad_norm)?;
+        let grad_norm = {
+            let _scope = scope("optimizer");
+            optimizer::clip(&mut gradient, train.clip_grad_norm)?
+        };
         if !grad_norm.is_finite() {
             return Err(EngineError::Diverged { step: number, what: "gradient", value: grad_norm });
         }
@@ -161,6 +177,7 @@ impl Trainer {
         let lr = settings.lr * optimizer::factor(&train.schedule, self.progress.step, self.steps);
         // A step whose rows were all withdrawn moves nothing.
         if weight > 0.0 {
+            let _scope = scope("optimizer");
             self.optimizer.update(&mut self.parameters, &gradient, lr)?;
         }
         let seconds = started.elapsed().as_secs_f64();
@@ -193,8 +210,8 @@ impl Trainer {
 
     fn save(&self) -> Result<()> {
         let keep = self.recipe.train.keep_checkpoints;
-        let (progress, parameters) = (&self.progress, &self.parameters);
-        checkpoint::save(&self.checkpoints, progress, parameters, &self.optimizer, keep)
+        let Some(folder) = &self.checkpoints else { return Ok(()) };
+        checkpoint::save(folder, &self.progress, &self.parameters, &self.optimizer, keep)
     }
 }
 

@@ -8,6 +8,7 @@ use tch::Tensor;
 
 use super::parameters::Parameters;
 use crate::error::Result;
+use crate::ops::{self, AdamWFactors};
 
 /// AdamW over the flat weights.
 #[derive(Debug)]
@@ -40,18 +41,16 @@ impl AdamW {
         let updates = self.updates as f64;
         let correction1 = 1.0 - beta1.powf(updates);
         let correction2 = 1.0 - beta2.powf(updates);
-        tch::no_grad(|| {
-            let mut decayed = parameters.flat.f_narrow(0, 0, parameters.decayed)?;
-            let _ = decayed.f_mul_scalar_(1.0 - lr * weight_decay)?;
-            let _ = self.mean.f_lerp_(gradient, 1.0 - beta1)?;
-            let _ = self.square.f_mul_scalar_(beta2)?;
-            let _ = self.square.f_add_(&gradient.f_square()?.f_mul_scalar(1.0 - beta2)?)?;
-            let mut denominator = self.square.f_sqrt()?;
-            let _ = denominator.f_div_scalar_(correction2.sqrt())?.f_add_scalar_(eps)?;
-            let step = self.mean.f_mul_scalar(-lr / correction1)?;
-            let _ = parameters.flat.f_addcdiv_(&step, &denominator)?;
-            Ok(())
-        })
+        let factors = AdamWFactors {
+            keep: (1.0 - lr * weight_decay) as f32,
+            betas: [beta1 as f32, beta2 as f32],
+            new: [(1.0 - beta1) as f32, (1.0 - beta2) as f32],
+            step: (lr / correction1) as f32,
+            root: correction2.sqrt() as f32,
+            eps: eps as f32,
+        };
+        let Parameters { flat, decayed, .. } = parameters;
+        ops::adamw([flat, &mut self.mean, &mut self.square], gradient, *decayed, factors)
     }
 }
 

@@ -4,6 +4,7 @@ use heirloom::base::BaseFolder;
 use heirloom::recipe::{Adamw, Cosine, Dtype, Schedule};
 use heirloom_engine::adapter::peft;
 use heirloom_engine::model::Decoder;
+use heirloom_engine::ops::reference;
 use heirloom_engine::train::optimizer::{self, AdamW};
 use heirloom_engine::train::{loss, parameters::Parameters};
 use tch::Kind;
@@ -12,8 +13,12 @@ use crate::support::{Golden, difference, fixture, logits, mean_gradient, model};
 
 /// The bar for logits and losses in f32.
 const LOGITS: f64 = 1e-5;
-/// The bar for gradients and updated weights in f32.
+/// The bar for gradients in f32, and for updated weights where every operation is rounded as
+/// PyTorch rounds it.
 const GRADIENTS: f64 = 1e-4;
+/// The bar for updated weights with fused operations. AdamW's step is g / (|g| + ε), which
+/// enlarges the last digits of the few gradients that are as small as ε.
+const UPDATES: f64 = 5e-4;
 
 #[test]
 fn logits_of_packed_documents_equal_transformers_in_float32() {
@@ -61,6 +66,16 @@ fn with_adapter(folder: &str) -> (Decoder, Parameters) {
 
 #[test]
 fn logits_gradients_and_steps_of_lora_equal_peft() {
+    check_lora(UPDATES);
+}
+
+#[test]
+fn plain_operations_give_logits_gradients_and_steps_of_peft() {
+    reference::only(|| check_lora(GRADIENTS));
+}
+
+/// `updates` is the bar for weights after a step.
+fn check_lora(updates: f64) {
     for folder in ["lora-all-linear", "lora-qv"] {
         let golden = Golden::open(&format!("{folder}/lora.safetensors"));
         let batch = golden.packed();
@@ -91,7 +106,7 @@ fn logits_gradients_and_steps_of_lora_equal_peft() {
                 for (key, found) in parameters.split(&parameters.flat) {
                     let expected = golden.tensor(&format!("after_{step}.{key}"));
                     let apart = difference(&found.detach(), &expected);
-                    assert!(apart <= GRADIENTS, "{folder} {key} after {step}: {apart:e}");
+                    assert!(apart <= updates, "{folder} {key} after {step}: {apart:e}");
                 }
             }
         }

@@ -2,8 +2,7 @@
 //!
 //! Documents are made by some threads and freed by another, between buffers that are a
 //! thousand times their size. The C library keeps what lies free between those that live, more
-//! of it the longer a run takes: without this the stream of 5 GB held 218 MiB in the end, and
-//! that of 0.2 GB 151 MiB.
+//! of it the longer a run takes; `docs/log.md` has what this takes away of it, and what not.
 
 /// Returns whole pages that nothing uses to the system; nothing where the C library cannot.
 pub(super) fn trim() {

@@ -1,0 +1,62 @@
+"""The losses of Heirloom and of PEFT, step by step: the same, or something is wrong.
+
+    python benches/engine/curves.py --python VENV/bin/python                      # LoRA, float32
+    python benches/engine/curves.py --python VENV/bin/python --quantization nf4
+
+Same rows in the same order, same initial adapter (Heirloom's, which PEFT loads), same settings.
+Exit status 0 only if every loss is within --within of PEFT's, relatively.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+
+from work import HERE, ROOT, WORK, arguments, call, environment, machine, make, recipe, write
+
+
+def train(args, path, variables, name, sets=()):
+    """A run of Heirloom; its folder."""
+    folder = WORK / name
+    shutil.rmtree(folder, ignore_errors=True)
+    words = [word for pair in [*sets, *args.set] for word in ("--set", pair)]
+    call([args.heirloom, "train", path, "--run", folder.relative_to(ROOT), *words], variables)
+    return folder
+
+
+def losses(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments(parser)
+    parser.add_argument("--set", action="append", default=[], help="for Heirloom alone, KEY=VALUE")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--within", type=float, default=1e-3)
+    args = parser.parse_args()
+    variables = environment(args.threads)
+    make(args, variables)
+    name = f"curves-{args.shape}-{args.quantization}"
+    planned = recipe(args.shape, "float32", args.quantization, args.steps)
+    path = write(WORK / f"{name}.recipe.json", planned)
+    # The first step of a warm-up has a learning rate of 0: its adapter is the initial one.
+    initial = train(args, path, variables, f"{name}-initial", ["train.max_steps=1"]) / "adapter"
+    ours = losses(train(args, path, variables, name))
+    command = [args.python, HERE / "peer.py", path, "--steps", args.steps, "--adapter", initial, "--threads", args.threads]
+    theirs = json.loads(call(command, variables))["losses"]
+    if len(ours) != len(theirs):
+        sys.exit(f"curves: {len(ours)} losses here, {len(theirs)} there")
+    differences = [abs(a - b) / abs(b) for a, b in zip(ours, theirs)]
+    worst = max(range(len(ours)), key=differences.__getitem__)
+    result = {"machine": machine(), "steps": len(ours), "heirloom": ours, "peft": theirs, "within": args.within,
+              "largest_difference": differences[worst]}
+    write(WORK / f"{name}.results.json", result)
+    print(f"{name}: {len(ours)} steps, loss {ours[0]:.6f} to {ours[-1]:.6f} (PEFT {theirs[0]:.6f} to {theirs[-1]:.6f})")
+    print(f"largest relative difference {differences[worst]:.2e}, at step {worst + 1}; allowed {args.within:.0e}")
+    return 0 if differences[worst] <= args.within else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+//! The fused operations in plain tensor calls, each rounded as Transformers rounds it.
+//!
+//! They serve where the loops of [`super::loops`] cannot, and are what those are compared with.
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+
+use heirloom::base::{Activation, NormKind};
+use tch::{Kind, Tensor};
+
+use super::AdamWFactors;
+use super::rotary::Angles;
+use crate::error::Result;
+
+/// `reference` here makes every operation of the process a plain one.
+pub const OPS_VARIABLE: &str = "HEIRLOOM_OPS";
+
+thread_local! {
+    static ASKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` with plain operations alone, as far as they are called on this thread. What is
+/// computed in the forward pass decides about the backward pass.
+pub fn only<T>(work: impl FnOnce() -> T) -> T {
+    let before = ASKED.replace(true);
+    let result = work();
+    ASKED.set(before);
+    result
+}
+
+/// Whether plain operations are asked for.
+pub(super) fn asked() -> bool {
+    static ALWAYS: OnceLock<bool> = OnceLock::new();
+    let always = || std::env::var_os(OPS_VARIABLE).is_some_and(|value| value == "reference");
+    ASKED.get() || *ALWAYS.get_or_init(always)
+}
+
+/// See [`super::rms_norm`].
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, kind: NormKind) -> Result<Tensor> {
+    // f64 stays, so that it can judge the others.
+    let inside = if x.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let wide = x.f_to_kind(inside)?;
+    let square = wide.f_square()?.f_mean_dim([-1i64].as_slice(), true, inside)?;
+    let normed = wide.f_mul(&square.f_add_scalar(eps)?.f_rsqrt()?)?;
+    match kind {
+        NormKind::WeightAfterRounding => {
+            Ok(normed.f_to_kind(x.kind())?.f_mul(&weight.f_to_kind(x.kind())?)?)
+        }
+        NormKind::WeightBeforeRounding => {
+            Ok(normed.f_mul(&weight.f_to_kind(inside)?)?.f_to_kind(x.kind())?)
+        }
+        NormKind::OnePlusWeight => {
+            let weight = weight.f_to_kind(inside)?.f_add_scalar(1.0)?;
+            Ok(normed.f_mul(&weight)?.f_to_kind(x.kind())?)
+        }
+    }
+}
+
+/// See [`super::add_rms_norm`].
+pub fn add_rms_norm(
+    x: &Tensor,
+    branch: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+    kind: NormKind,
+) -> Result<(Tensor, Tensor)> {
+    let sum = x.f_add(branch)?;
+    let normed = rms_norm(&sum, weight, eps, kind)?;
+    Ok((sum, normed))
+}
+
+/// See [`super::gated`].
+pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+    let gate = match activation {
+        Activation::Silu => gate.f_silu()?,
+        Activation::Gelu => gate.f_gelu("none")?,
+        Activation::GeluTanh => gate.f_gelu("tanh")?,
+    };
+    Ok(gate.f_mul(up)?)
+}
+
+/// See [`super::rotary::rotate`].
+pub fn rotate(x: &Tensor, angles: &Angles, interleaved: bool) -> Result<Tensor> {
+    let Angles { cos, sin } = angles;
+    let width = x.size().last().copied().unwrap_or(0);
+    let half = cos.size().last().copied().unwrap_or(0);
+    let (first, second) = if interleaved {
+        (x.f_slice(-1, 0, 2 * half, 2)?, x.f_slice(-1, 1, 2 * half, 2)?)
+    } else {
+        (x.f_narrow(-1, 0, half)?, x.f_narrow(-1, half, half)?)
+    };
+    let mut parts = vec![
+        first.f_mul(cos)?.f_sub(&second.f_mul(sin)?)?,
+        second.f_mul(cos)?.f_add(&first.f_mul(sin)?)?,
+    ];
+    if cos.kind() != x.kind() {
+        for part in &mut parts {
+            *part = part.f_to_kind(x.kind())?;
+        }
+    }
+    if 2 * half < width {
+        parts.push(x.f_narrow(-1, 2 * half, width - 2 * half)?);
+    }
+    Ok(Tensor::f_cat(&parts, -1)?)
+}
+
+/// See [`super::adamw`].
+pub fn adamw(
+    [weights, mean, square]: [&mut Tensor; 3],
+    gradient: &Tensor,
+    decayed: i64,
+    factors: AdamWFactors,
+) -> Result<()> {
+    let AdamWFactors { keep, betas: [_, beta2], new: [new1, new2], step, root, eps } = factors;
+    tch::no_grad(|| {
+        let _ = weights.f_narrow(0, 0, decayed)?.f_mul_scalar_(f64::from(keep))?;
+        let _ = mean.f_lerp_(gradient, f64::from(new1))?;
+        let _ = square.f_mul_scalar_(f64::from(beta2))?;
+        let _ = square.f_add_(&gradient.f_square()?.f_mul_scalar(f64::from(new2))?)?;
+        let mut spread = square.f_sqrt()?;
+        let _ = spread.f_div_scalar_(f64::from(root))?.f_add_scalar_(f64::from(eps))?;
+        let _ = weights.f_addcdiv_(&mean.f_mul_scalar(-f64::from(step))?, &spread)?;
+        Ok(())
+    })
+}

@@ -1,0 +1,59 @@
+//! `heirloom bench`.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+
+use super::check::{self, Output};
+use super::exit::ExitStatus;
+use super::printer::Printer;
+use super::target;
+use crate::diagnose::Failure;
+use crate::hub::Need;
+use crate::job::{self, Bench, Job, Work};
+use crate::recipe;
+use crate::recipe::plan::Plan;
+use crate::track::rows::Rows;
+
+/// Measure how fast this machine trains a recipe, and where the time goes.
+///
+/// Looks at everything as `train` does, trains a few steps in memory and throws them away: no
+/// run folder is made. The first three steps warm up and are not counted. What is reported is
+/// the median step.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  heirloom bench recipes/quickstart.yaml
+  heirloom bench recipes/quickstart.yaml --set base.dtype=bfloat16 --steps 30
+  heirloom bench recipes/quickstart.yaml --format json > before.json
+
+For numbers to compare, let nothing else run meanwhile: the report names the machine's load. \
+OMP_NUM_THREADS is how many threads compute.")]
+pub(super) struct Arguments {
+    /// The recipe, a YAML file.
+    recipe: PathBuf,
+    /// Change a value of the recipe; may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Optimiser steps that are measured.
+    #[arg(long, value_name = "N", default_value_t = 10, allow_negative_numbers = true, value_parser = target::at_least_one)]
+    steps: usize,
+    /// How to print the result.
+    #[arg(long, value_enum, default_value_t)]
+    format: Output,
+}
+
+pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
+    let literal = recipe::read(&arguments.recipe, &arguments.sets)?;
+    // Before the long look at the inputs: nothing of it would be of use.
+    job::engine()?;
+    let literal = target::pin(literal, Need::Model, printer)?;
+    let rows = Rows::new(printer.into());
+    let plan = Plan::make(&literal, Timestamp::now(), &|more| rows.advance(more));
+    rows.finish();
+    let plan = plan?;
+    check::warn(&plan, printer);
+    let work = Work { lock: plan.lock()?, recipe: plan.recipe };
+    let bench = Bench { steps: arguments.steps, json: arguments.format == Output::Json };
+    Err(job::start_with(printer.into(), Job::Bench(bench), &work))
+}
