@@ -6,6 +6,8 @@
 
 #include "shim.h"
 
+#include <torch/torch.h>
+
 #include <ATen/Parallel.h>
 #include <limits>
 #if defined(__x86_64__)

@@ -18,7 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import bitsandbytes.functional as bnb
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize
 from transformers.utils import logging
 
@@ -130,24 +130,32 @@ def fp8():
     return tensors
 
 
-def four_bits(double=False, skip=None):
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32,
-        bnb_4bit_use_double_quant=double, llm_int8_skip_modules=skip)
-    model = AutoModelForCausalLM.from_pretrained(
-        FIXTURES / "tiny-llama", dtype=torch.float32, attn_implementation="eager",
-        quantization_config=config, device_map="cpu")
-    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
-    assert kinds["model.layers.1.mlp.up_proj"] == "Linear4bit" and kinds["lm_head"] == "Linear"
-    return model
+def unpacked(weight, double):
+    """What bitsandbytes' own bytes and scales stand for.
+
+    Its dequantize_4bit on CPUs (0.50.2) gives other numbers where a row is shorter than a block:
+    0.37 of the weight for 32 x 32 normal numbers, where the format's error is 0.09.
+    """
+    packed, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=double)
+    absmax = state.absmax
+    if double:
+        absmax = bnb.dequantize_blockwise(absmax, state.state2) + state.offset
+    codes = torch.stack([packed.view(-1) >> 4, packed.view(-1) & 15], 1).view(-1)[: weight.numel()].long()
+    factors = absmax.repeat_interleave(state.blocksize)[: weight.numel()]
+    return (state.code[codes] * factors).view(weight.shape)
 
 
-def eight_bits(through):
+def four_bits(double=False, skip=()):
+    return dense(lambda weight: unpacked(weight, double), skip)
+
+
+def dense(through, skip=()):
     """Every linear weight taken through a format and back."""
     model = AutoModelForCausalLM.from_pretrained(
         FIXTURES / "tiny-llama", dtype=torch.float32, attn_implementation="eager")
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+        kept = any(name == each or f".{each}" in f".{name}" for each in ("lm_head", *skip))
+        if isinstance(module, torch.nn.Linear) and not kept:
             module.weight.data = through(module.weight.data)
     return model
 
@@ -160,9 +168,9 @@ def through_fp8(weight):
 MODELS = {
     "nf4": four_bits,
     "nf4-double": lambda: four_bits(double=True),
-    "nf4-unquantized": lambda: four_bits(skip=["lm_head", "model.layers.0", "down_proj"]),
-    "int8": lambda: eight_bits(lambda weight: bnb.int8_vectorwise_dequant(*int8_of(weight))),
-    "fp8": lambda: eight_bits(through_fp8),
+    "nf4-unquantized": lambda: four_bits(skip=["model.layers.0", "down_proj"]),
+    "int8": lambda: dense(lambda weight: bnb.int8_vectorwise_dequant(*int8_of(weight))),
+    "fp8": lambda: dense(through_fp8),
 }
 
 
@@ -170,7 +178,7 @@ def whole(make):
     """Logits, loss and gradients of the adapter `lora-all-linear` over a quantised base."""
     adapted = PeftModel.from_pretrained(
         make(), FIXTURES / "lora-all-linear/adapter", is_trainable=True)
-    # Nothing is dropped out; without it, bitsandbytes multiplies in bfloat16 on some machines.
+    # Nothing is dropped out.
     adapted.train()
     docs = documents(51, [7, 33, 18], 97)
     logits, loss = forward(adapted, docs)

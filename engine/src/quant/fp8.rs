@@ -48,8 +48,9 @@ impl Fp8 {
             let largest = tiles.f_abs()?.f_amax([1i64, 3].as_slice(), true)?;
             // A block of zeros has the scale 1.
             let empty = largest.f_eq(0.0)?;
-            let factor =
-                largest.f_full_like(LARGEST)?.f_div(&largest)?.f_masked_fill(&empty, 1.0)?;
+            // In Python a number over a tensor is the tensor's reciprocal times the number.
+            let factor = largest.f_reciprocal()?.f_mul_scalar(LARGEST)?;
+            let factor = factor.f_masked_fill(&empty, 1.0)?;
             let scaled = tiles.f_mul(&factor)?.f_clamp(-LARGEST, LARGEST)?;
             let scaled = scaled.f_view([rows * block.0, across * block.1])?;
             let scaled = scaled.f_narrow(0, 0, count)?.f_narrow(1, 0, size.1)?;

@@ -139,7 +139,7 @@ fn logits_and_gradients_over_quantised_bases_equal_the_reference() {
         assert!((loss / expected - 1.0).abs() <= 1e-5, "{file} loss");
         for (key, found) in parameters.split(&gradient) {
             let apart = difference(&found, &golden.tensor(&format!("grad.{key}")));
-            assert!(apart <= 1e-5, "{file} gradient of {key}: {apart:e}");
+            assert!(apart <= 1e-4, "{file} gradient of {key}: {apart:e}");
         }
     }
 }
