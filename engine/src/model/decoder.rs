@@ -110,7 +110,7 @@ impl Decoder {
             let chosen = chosen.contains(name);
             let how = if chosen { storage.quantization } else { Quantization::None };
             if let Some(packed) = weights::load_quantized(checkpoint, name, kind, how)? {
-                return Ok(Weight::Quantized(packed.to(device)?));
+                return Ok(Weight::Quantized(Box::new(packed.to(device)?)));
             }
             // Only ever compared with scores in f32; Transformers keeps it so, too.
             let wide = name.ends_with("e_score_correction_bias");

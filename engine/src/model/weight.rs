@@ -12,7 +12,7 @@ pub enum Weight {
     /// As it is computed with, or wider.
     Dense(Tensor),
     /// In fewer bits; frozen.
-    Quantized(Quantized),
+    Quantized(Box<Quantized>),
 }
 
 impl From<Tensor> for Weight {

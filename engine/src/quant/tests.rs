@@ -187,7 +187,7 @@ fn no_unpacked_weight_is_kept_for_the_backward_pass() {
     }
     let kept = resident().saturating_sub(before);
     // One copy or less; autograd over unpacked weights keeps six.
-    assert!(kept < 2 * 64 << 20, "{kept} bytes");
+    assert!(kept < (2 * 64) << 20, "{kept} bytes");
     y.sum(Kind::Float).backward();
     assert_eq!(x.grad().size(), [2, width]);
 }

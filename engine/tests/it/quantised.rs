@@ -192,8 +192,11 @@ fn a_checkpoint_in_fp8_is_taken_as_it_is() {
     let apart = difference(&found, &golden.tensor("logits.0"));
     assert!(apart <= 1e-5, "{apart:e}");
     let blocks = model.linears().filter_map(|linear| match &linear.weight {
-        Weight::Quantized(Quantized::Fp8(weight)) => Some(weight.block),
-        _ => None,
+        Weight::Quantized(packed) => match &**packed {
+            Quantized::Fp8(weight) => Some(weight.block),
+            _ => None,
+        },
+        Weight::Dense(_) => None,
     });
     let blocks: Vec<_> = blocks.collect();
     assert_eq!(blocks.len(), model.linears().count());
