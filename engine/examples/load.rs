@@ -6,7 +6,7 @@ use std::time::Instant;
 use heirloom::base::BaseFolder;
 use heirloom::recipe::{Dtype, Quantization, Storage};
 use heirloom_engine::model::{Decoder, weights};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
