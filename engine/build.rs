@@ -3,8 +3,13 @@
 
 use std::path::Path;
 
-const FILES: [&str; 4] =
-    ["shim/attention.cpp", "shim/cross_entropy.cpp", "shim/elementwise.cpp", "shim/node.cpp"];
+const FILES: [&str; 5] = [
+    "shim/attention.cpp",
+    "shim/cross_entropy.cpp",
+    "shim/elementwise.cpp",
+    "shim/node.cpp",
+    "shim/quant.cpp",
+];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

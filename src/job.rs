@@ -351,8 +351,8 @@ pub struct Target {
     pub base: PathBuf,
     /// Folder in PEFT format.
     pub adapter: Option<PathBuf>,
-    /// The precision to compute in.
-    pub dtype: crate::recipe::Dtype,
+    /// How the base is held, and the precision to compute in.
+    pub storage: crate::recipe::Storage,
 }
 
 impl Target {

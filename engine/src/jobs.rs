@@ -47,7 +47,7 @@ fn model(target: &Target, rows: usize, device: Device) -> Result<Decoder, Failur
         base.grow(peft::rows(folder)?)?;
     }
     base.fits_tokenizer(rows)?;
-    let mut model = Decoder::open_on(&base, target.dtype, device)?;
+    let mut model = Decoder::open_as(&base, &target.storage, device)?;
     if let Some(folder) = &target.adapter {
         peft::attach(&mut model, folder)?;
         for low_rank in model.linears_mut().filter_map(|linear| linear.low_rank.as_mut()) {

@@ -1,7 +1,7 @@
 //! The rooms that compute: everything that touches libtorch.
 //!
 //! Calls the crate `heirloom`, never the other way round. [`ops`] calls no other room,
-//! [`model`] only that one; [`jobs`] alone knows the order of all.
+//! [`quant`] only that one, [`model`] those two; [`jobs`] alone knows the order of all.
 
 pub mod adapter;
 pub mod device;
@@ -12,6 +12,7 @@ pub mod generate;
 pub mod jobs;
 pub mod model;
 pub mod ops;
+pub mod quant;
 pub mod train;
 
 pub use heirloom::LIBTORCH;

@@ -30,6 +30,21 @@ impl Architecture {
         self.layers.iter().flat_map(Layer::linears).cloned().collect()
     }
 
+    /// The linear layers whose weights can be kept in fewer bits: those of
+    /// [`Architecture::linear_layers`], and routed experts that have weights of their own.
+    pub fn quantizable_layers(&self) -> Vec<Linear> {
+        let experts = |layer: &Layer| match &layer.feed_forward {
+            FeedForward::Experts(experts) => match &experts.experts {
+                ExpertWeights::Each { experts, .. } => experts.iter().flatten().cloned().collect(),
+                ExpertWeights::Stacked { .. } => Vec::new(),
+            },
+            FeedForward::Gated(_) => Vec::new(),
+        };
+        let mut layers = self.linear_layers();
+        layers.extend(self.layers.iter().flat_map(experts));
+        layers
+    }
+
     /// Weights of the model; tied ones count once. Dimensions that no model has together
     /// give the largest number there is.
     pub fn parameter_count(&self) -> u64 {

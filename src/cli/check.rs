@@ -16,7 +16,7 @@ use crate::recipe::lock::{Size, Split};
 use crate::recipe::memory::Memory;
 use crate::recipe::plan::{Parameters, Plan, Warning};
 use crate::recipe::problem::{Place, Problem, RecipeError};
-use crate::recipe::{self, Adapter, PUBLISHING, WriteError};
+use crate::recipe::{self, Adapter, Base, PUBLISHING, Quantization, WriteError};
 use crate::track::rows::Rows;
 
 /// Say what a recipe would do, or everything that is wrong with it, without training.
@@ -183,10 +183,7 @@ fn split_name(split: &Split) -> String {
 /// What is printed for people.
 fn describe(plan: &Plan) -> String {
     let recipe = &plan.recipe;
-    let mut lines = vec![
-        line("run", &recipe.name),
-        line("base", &format!("{}, {}", recipe.base.model.display(), word(&recipe.base.dtype))),
-    ];
+    let mut lines = vec![line("run", &recipe.name), line("base", &base(&recipe.base))];
     if let Some(pinned) = plan.pinned.as_ref().filter(|pinned| pinned.lacking > 0) {
         let size = bytes(pinned.lacking);
         lines.push(line("weights", &format!("{size} to download, and not looked at yet")));
@@ -228,6 +225,15 @@ fn describe(plan: &Plan) -> String {
         ),
     ));
     lines.join("\n")
+}
+
+/// The folder of a base, and how its weights are held.
+fn base(base: &Base) -> String {
+    let held = match base.quantization {
+        Quantization::None => word(&base.dtype),
+        quantization => format!("{}, frozen weights in {}", word(&base.dtype), word(&quantization)),
+    };
+    format!("{}, {held}", base.model.display())
 }
 
 /// What training takes.

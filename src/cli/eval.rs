@@ -122,7 +122,7 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
         target: resolved.target(arguments.dtype),
         // Both are compared in one precision, or the comparison would mean little.
         baseline: baseline
-            .map(|baseline| baseline.target(Some(resolved.target(arguments.dtype).dtype))),
+            .map(|baseline| baseline.target(Some(resolved.target(arguments.dtype).storage.dtype))),
         suite: suite(arguments, &resolved)?,
         gate: gate(arguments, &resolved)?,
         ledgers: match &resolved {

@@ -11,7 +11,7 @@ use crate::hub::{self, Address, HubError, Need};
 use crate::job::Target;
 use crate::recipe::lock::Lock;
 use crate::recipe::problem::RecipeError;
-use crate::recipe::{self, Adapter, Dtype, Literal, Recipe};
+use crate::recipe::{self, Adapter, Dtype, Literal, Recipe, Storage};
 use crate::run::RunFolder;
 
 /// Largest `adapter_config.json` that is read, in bytes.
@@ -78,10 +78,12 @@ pub(super) struct Run {
 impl Resolved {
     /// The model to run, in `dtype` or in its own precision.
     pub(super) fn target(&self, dtype: Option<Dtype>) -> Target {
-        let own = match self {
-            Self::Run(run) => run.recipe.base.dtype,
-            _ => Dtype::default(),
+        // A run with an adapter is what was trained: quantised, if its base was.
+        let mut storage = match self {
+            Self::Run(run) => run.recipe.base.storage(),
+            _ => Storage::default(),
         };
+        storage.dtype = dtype.unwrap_or(storage.dtype);
         let (base, adapter) = match self {
             Self::Base(base) => (base.clone(), None),
             Self::Adapter { base, adapter } => (base.clone(), Some(adapter.clone())),
@@ -90,7 +92,7 @@ impl Resolved {
                 Adapter::Full => (run.folder.model(), None),
             },
         };
-        Target { base, adapter, dtype: dtype.unwrap_or(own) }
+        Target { base, adapter, storage }
     }
 }
 

@@ -75,6 +75,11 @@ pub struct Base {
     /// How the frozen weights are stored in memory.
     #[serde(default)]
     pub quantization: Quantization,
+    /// Linear layers that are not quantised, by their full path or its first or last parts;
+    /// `llm_int8_skip_modules` in Transformers. Embeddings, the output projection, norms and
+    /// routers never are.
+    #[serde(default)]
+    pub unquantized: Vec<String>,
     /// Ignore the folder's weights and draw new ones from `train.seed`, as Transformers'
     /// `initializer_range` says: growing a model rather than adapting one.
     #[serde(default)]
@@ -86,6 +91,38 @@ pub struct Base {
     /// `add_tokens(…, special_tokens=True)`; their rows are trained.
     #[serde(default)]
     pub added_tokens: Vec<String>,
+}
+
+/// How the frozen weights of a base are held in memory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Storage {
+    /// Precision of what is not quantised, and of the computation.
+    pub dtype: Dtype,
+    /// How linear layers are quantised.
+    pub quantization: Quantization,
+    /// See [`Base::unquantized`].
+    pub unquantized: Vec<String>,
+}
+
+impl Base {
+    /// How its weights are held.
+    pub fn storage(&self) -> Storage {
+        let Self { dtype, quantization, unquantized, .. } = self;
+        Storage { dtype: *dtype, quantization: *quantization, unquantized: unquantized.clone() }
+    }
+}
+
+impl Storage {
+    /// As `dtype`, not quantised.
+    pub fn plain(dtype: Dtype) -> Self {
+        Self { dtype, ..Self::default() }
+    }
+
+    /// Whether the frozen weight of the linear layer `name` is quantised.
+    pub fn quantizes(&self, name: &str) -> bool {
+        self.quantization != Quantization::None
+            && !self.unquantized.iter().any(|part| is_part(name, part))
+    }
 }
 
 /// Floating-point formats, by their names in PyTorch.
@@ -106,6 +143,14 @@ pub enum Quantization {
     /// As `dtype` says.
     #[default]
     None,
+    /// Four bits, in blocks of 64 with a scale in f32 (arXiv 2305.14314), as bitsandbytes.
+    Nf4,
+    /// The same with scales of eight bits: `bnb_4bit_use_double_quant`.
+    Nf4Double,
+    /// Eight bits, whole numbers, with a scale for each row.
+    Int8,
+    /// Eight bits, E4M3, with a scale for each row; blocks where the checkpoint has them.
+    Fp8,
 }
 
 /// What is trained.
@@ -350,6 +395,11 @@ impl Targets {
 /// Whether `tail` is `path` or the last parts of it.
 fn is_tail(path: &str, tail: &str) -> bool {
     path.strip_suffix(tail).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// Whether `part` is `path`, or the first or the last parts of it.
+fn is_part(path: &str, part: &str) -> bool {
+    is_tail(path, part) || path.strip_prefix(part).is_some_and(|rest| rest.starts_with('.'))
 }
 
 impl Serialize for Targets {

@@ -18,8 +18,8 @@ use super::lock::{Size, Split};
 use super::memory::Memory;
 use super::problem::{Fault, Problem, RecipeError, listed, most_alike};
 use super::read::Pinned;
-use super::{Adapter, Data, Literal, Recipe, Targets, is_tail};
-use crate::base::BaseFolder;
+use super::{Adapter, Data, Literal, Module, Recipe, Targets, is_part, is_tail};
+use crate::base::{BaseFolder, Linear};
 use crate::dataset::batch::RowFile;
 use crate::dataset::chat::ChatEncoder;
 use crate::dataset::consent::{Ask, Counts};
@@ -224,6 +224,14 @@ impl Looking<'_> {
                 format!("write {positions} or less"),
             );
         }
+        // The two tables are known from Transformers, and are never quantised.
+        let is_table = |name: &str| Module::ALL.iter().any(|module| module.name() == name);
+        self.layers(
+            "base.unquantized",
+            &recipe.base.unquantized,
+            &base.architecture.quantizable_layers(),
+            |layer, name| is_table(name) || is_part(layer, name),
+        );
         Some(base)
     }
 
@@ -234,26 +242,37 @@ impl Looking<'_> {
         };
         let layers = base.architecture.linear_layers();
         if let Targets::Modules(names) = &lora.targets {
-            for (index, name) in names.iter().enumerate() {
-                if layers.iter().any(|layer| is_tail(&layer.name, name)) {
-                    continue;
-                }
-                let lasts = layers.iter().filter_map(|layer| layer.name.rsplit('.').next());
-                let hint = match most_alike(name, lasts.clone()) {
-                    Some(alike) => format!("did you mean `{alike}`?"),
-                    None => {
-                        let lasts: BTreeSet<&str> = lasts.collect();
-                        format!("the base has {}", listed(lasts.into_iter()))
-                    }
-                };
-                let what = format!("names `{name}`, which is no linear layer of the base");
-                self.rule(&format!("adapter.lora.targets[{index}]"), what, hint);
-            }
+            self.layers("adapter.lora.targets", names, &layers, is_tail);
         }
         let chosen = layers.iter().filter(|layer| lora.targets.choose(&layer.name));
         let sizes = chosen.map(|layer| (layer.in_features + layer.out_features) as u64);
         let low_rank = sizes.sum::<u64>().saturating_mul(lora.rank.into());
         Some(low_rank.saturating_add(self.trained_rows(base, lora, vocabulary?)?))
+    }
+
+    /// Every name at `key` must be that of some layer.
+    fn layers(
+        &mut self,
+        key: &str,
+        names: &[String],
+        layers: &[Linear],
+        is_named: impl Fn(&str, &str) -> bool,
+    ) {
+        for (index, name) in names.iter().enumerate() {
+            if layers.iter().any(|layer| is_named(&layer.name, name)) {
+                continue;
+            }
+            let lasts = layers.iter().filter_map(|layer| layer.name.rsplit('.').next());
+            let hint = match most_alike(name, lasts.clone()) {
+                Some(alike) => format!("did you mean `{alike}`?"),
+                None => {
+                    let lasts: BTreeSet<&str> = lasts.collect();
+                    format!("the base has {}", listed(lasts.into_iter()))
+                }
+            };
+            let what = format!("names `{name}`, which is no linear layer of the base");
+            self.rule(&format!("{key}[{index}]"), what, hint);
+        }
     }
 
     /// What is asked of every row, and the ledgers.

@@ -142,6 +142,8 @@ fn each_rule_refuses_what_it_should() {
         ("name=../etc", "`name` cannot be the name of a file"),
         ("name=.hidden", "`name` cannot be the name of a file"),
         ("base.from_scratch=true", "`base.from_scratch` draws new weights"),
+        ("base.quantization=nf-4", "`base.quantization` cannot be `nf-4` | did you mean `nf4`?"),
+        ("base.unquantized=['']", "`base.unquantized[0]` is blank"),
         ("adapter.lora.rank=0", "`adapter.lora.rank` must be at least 1"),
         ("adapter.lora.rank=65537", "`adapter.lora.rank` is 65537, more than the 65536"),
         ("adapter.lora.alpha=0", "`adapter.lora.alpha` must be greater than 0"),
@@ -202,6 +204,38 @@ fn weights_that_are_all_new_have_no_baseline() {
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].ends_with(expected), "{found:?}");
     assert!(good(&["eval.gates.0={metric: held-out/loss, at_least_baseline: true}"]).is_ok());
+}
+
+#[test]
+fn weights_that_are_all_trained_are_not_quantised() {
+    let found = problems(good(&["adapter=full", "base.quantization=nf4-double"]));
+    assert_eq!(found.len(), 1, "{found:?}");
+    let expected =
+        "`base.quantization` is for frozen weights, and `adapter: full` trains every one";
+    assert!(found[0].contains(expected), "{found:?}");
+    assert!(good(&["base.quantization=nf4", "base.dtype=float32"]).is_ok());
+}
+
+#[test]
+fn layers_stay_unquantised_by_their_path_or_a_part_of_it() {
+    let mut storage = Storage { quantization: Quantization::Int8, ..Storage::default() };
+    let name = "model.layers.1.mlp.down_proj";
+    assert!(storage.quantizes(name));
+    for (part, expected) in [
+        (name, false),
+        ("down_proj", false),
+        ("mlp.down_proj", false),
+        ("model.layers.1", false),
+        ("model.layers.11", true),
+        ("model.layers", false),
+        ("proj", true),
+        ("layers.1", true),
+    ] {
+        storage.unquantized = vec!["lm_head".to_owned(), part.to_owned()];
+        assert_eq!(storage.quantizes(name), expected, "{part}");
+    }
+    storage = Storage::plain(Dtype::Bfloat16);
+    assert!(!storage.quantizes(name));
 }
 
 #[test]

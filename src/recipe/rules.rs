@@ -5,7 +5,9 @@ mod data;
 use std::collections::BTreeSet;
 
 use super::problem::{Fault, listed, most_alike};
-use super::{Adapter, FORMAT, Gate, Lora, Module, Optimizer, Recipe, Schedule, Targets};
+use super::{
+    Adapter, FORMAT, Gate, Lora, Module, Optimizer, Quantization, Recipe, Schedule, Targets,
+};
 use crate::diagnose::Diagnose as _;
 use crate::hub::Address;
 
@@ -37,6 +39,7 @@ pub(super) const METRICS: [&str; 2] = ["exact_match", "loss"];
 pub(super) fn check(recipe: &Recipe, holes: &[String]) -> Vec<(String, Fault)> {
     let mut check = Check { holes, faults: Vec::new() };
     check.head(recipe);
+    check.quantization(recipe);
     check.added_tokens(&recipe.base.added_tokens);
     if let Adapter::Lora(lora) = &recipe.adapter {
         check.lora(lora);
@@ -151,6 +154,25 @@ impl Check<'_> {
             "draws new weights, over which an adapter is of no use to anyone",
             "write `adapter: full`, or leave `from_scratch` out",
         );
+    }
+
+    fn quantization(&mut self, recipe: &Recipe) {
+        self.rule(
+            recipe.base.quantization == Quantization::None
+                || !matches!(recipe.adapter, Adapter::Full),
+            "base.quantization",
+            "is for frozen weights, and `adapter: full` trains every one",
+            "write `quantization: none`, or train an adapter: `adapter: { lora: { rank: 16, \
+             alpha: 32 } }`",
+        );
+        for (index, part) in recipe.base.unquantized.iter().enumerate() {
+            self.rule(
+                !part.trim().is_empty(),
+                &format!("base.unquantized[{index}]"),
+                "is blank",
+                "name a layer, such as `down_proj`, or leave it out",
+            );
+        }
     }
 
     fn lora(&mut self, lora: &Lora) {

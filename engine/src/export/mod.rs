@@ -38,7 +38,9 @@ pub fn merged(run: &RunFolder, base: &mut BaseFolder, folder: &Path) -> Result<(
     // As stored, so that nothing is lost or invented on the way.
     let stored =
         |name: &str, shape: &[usize]| weights::grown(name, weights::load(checkpoint, name)?, shape);
-    let mut model = Decoder::build(&base.architecture, Kind::Float, stored)?;
+    let mut model = Decoder::build(&base.architecture, Kind::Float, |name, shape| {
+        Ok(stored(name, shape)?.into())
+    })?;
     peft::attach(&mut model, &run.adapter())?;
     let untied = base.architecture.tie_word_embeddings && !tokens::stay_tied(&model);
     let mut names = base.architecture.tensors();

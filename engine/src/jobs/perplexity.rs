@@ -58,7 +58,7 @@ pub(super) fn perplexity(job: &Perplexity, printer: Printer) -> Result<(), Failu
         windows: score.windows,
         window,
         stride,
-        dtype: job.target.dtype,
+        dtype: job.target.storage.dtype,
         device: job.device,
         model: &job.target.base,
         adapter: job.target.adapter.as_deref(),

@@ -21,6 +21,7 @@ pub(super) struct Attention {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each block of a model")]
 enum Projections {
     Grouped {
         qkv: Vec<Linear>,

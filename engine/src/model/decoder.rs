@@ -1,11 +1,11 @@
 //! The decoder: embedding, blocks, output projection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use heirloom::base::{
     Architecture, BaseError, BaseFolder, EMBEDDING, EmbeddingScale, Layer, OUTPUT,
 };
-use heirloom::recipe::{Dtype, Module};
+use heirloom::recipe::{Dtype, Module, Quantization, Storage};
 use tch::{Device, Kind, Tensor};
 
 use super::attention::Attention;
@@ -13,6 +13,7 @@ use super::feed_forward::FeedForward;
 use super::linear::Linear;
 use super::parts::{Norm, Tensors};
 use super::replacement::Replaced;
+use super::weight::Weight;
 use super::weights;
 use crate::error::Result;
 use crate::ops::attention::{self, Scores};
@@ -58,12 +59,12 @@ impl Decoder {
     pub fn build(
         architecture: &Architecture,
         kind: Kind,
-        mut get: impl FnMut(&str, &[usize]) -> Result<Tensor>,
+        mut get: impl FnMut(&str, &[usize]) -> Result<Weight>,
     ) -> Result<Self> {
         let mut tensors = Tensors(BTreeMap::new());
         for (name, shape) in architecture.tensors() {
-            let tensor = get(&name, &shape)?;
-            tensors.0.insert(name, tensor);
+            let weight = get(&name, &shape)?;
+            tensors.0.insert(name, weight);
         }
         let embedding = tensors.take(EMBEDDING)?;
         let ropes = architecture.ropes.iter();
@@ -90,21 +91,32 @@ impl Decoder {
 
     /// Loads the frozen weights of a base folder as `dtype`.
     pub fn open(base: &BaseFolder, dtype: Dtype) -> Result<Self> {
-        Self::open_on(base, dtype, Device::Cpu)
+        Self::open_as(base, &Storage::plain(dtype), Device::Cpu)
     }
 
-    /// Loads the frozen weights of a base folder onto a device, one tensor after the other.
-    pub fn open_on(base: &BaseFolder, dtype: Dtype, device: Device) -> Result<Self> {
-        let kind = weights::kind(dtype);
+    /// Loads the frozen weights of a base folder onto a device. Those that are quantised are
+    /// packed before the next is read, so that the base never is in memory as a whole in
+    /// `storage.dtype`.
+    pub fn open_as(base: &BaseFolder, storage: &Storage, device: Device) -> Result<Self> {
+        let layers = base.architecture.quantizable_layers();
+        let chosen = layers.iter().filter(|layer| storage.quantizes(&layer.name));
+        let chosen: BTreeSet<String> =
+            chosen.map(|layer| format!("{}.weight", layer.name)).collect();
+        let kind = weights::kind(storage.dtype);
         let checkpoint = base
             .checkpoint()
             .ok_or_else(|| BaseError::NoWeights { folder: base.folder().to_owned() })?;
         Self::build(&base.architecture, kind, |name, shape| {
+            let chosen = chosen.contains(name);
+            let how = if chosen { storage.quantization } else { Quantization::None };
+            if let Some(packed) = weights::load_quantized(checkpoint, name, kind, how)? {
+                return Ok(Weight::Quantized(Box::new(packed.to(device)?)));
+            }
             // Only ever compared with scores in f32; Transformers keeps it so, too.
             let wide = name.ends_with("e_score_correction_bias");
             let kind = if wide { Kind::Float } else { kind };
             let stored = weights::load_as(checkpoint, name, kind)?;
-            Ok(weights::grown(name, stored, shape)?.f_to(device)?)
+            Ok(weights::grown(name, stored, shape)?.f_to(device)?.into())
         })
     }
 

@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::linear::Linear;
 use super::parts::Tensors;
+use super::weight::Weight;
 use crate::error::Result;
 use crate::ops::profile::scope;
 use crate::ops::{self, experts};
@@ -41,7 +42,7 @@ pub(super) struct Experts {
 #[derive(Debug)]
 enum Answers {
     /// Gate, up and down of every expert, `[out, in]`.
-    Each { weights: Vec<[Tensor; 3]>, activation: Activation },
+    Each { weights: Vec<[Weight; 3]>, activation: Activation },
     /// One tensor each for all experts, see `base::ExpertWeights::Stacked`.
     Stacked {
         gate_up: Tensor,
@@ -138,10 +139,7 @@ impl Experts {
                 weights: experts
                     .iter()
                     .map(|[gate, up, down]| {
-                        let mut weight = |linear: &base::Linear| {
-                            tensors.take(&format!("{}.weight", linear.name))
-                        };
-                        Ok([weight(gate)?, weight(up)?, weight(down)?])
+                        Ok([tensors.weight(gate)?, tensors.weight(up)?, tensors.weight(down)?])
                     })
                     .collect::<Result<_>>()?,
                 activation: *activation,
@@ -186,14 +184,11 @@ impl Experts {
 impl Answers {
     /// What one expert answers to rows `[m, hidden]`.
     fn ask(&self, expert: usize, x: &Tensor) -> Result<Tensor> {
-        let linear = |x: &Tensor, weight: &Tensor| -> Result<Tensor> {
-            Ok(x.f_linear(&weight.f_to_kind(x.kind())?, None::<Tensor>)?)
-        };
         match self {
             Self::Each { weights, activation } => {
                 let [gate, up, down] = &weights[expert];
-                let inner = ops::gated(&linear(x, gate)?, &linear(x, up)?, *activation)?;
-                linear(&inner, down)
+                let (gate, up) = (gate.linear(x, None)?, up.linear(x, None)?);
+                down.linear(&ops::gated(&gate, &up, *activation)?, None)
             }
             Self::Stacked { gate_up, gate_up_bias, down, down_bias, alpha, limit } => {
                 let product = |x: &Tensor, weight: &Tensor, bias: &Tensor| -> Result<Tensor> {

@@ -12,18 +12,28 @@ use crate::ops;
 use crate::ops::profile::scope;
 
 /// Tensors that modules take out one by one.
-pub(super) struct Tensors(pub(super) BTreeMap<String, Tensor>);
+pub(super) struct Tensors(pub(super) BTreeMap<String, Weight>);
 
 impl Tensors {
-    /// The tensor with this checkpoint key.
+    /// The tensor with this checkpoint key, as it is.
     pub(super) fn take(&mut self, name: &str) -> Result<Tensor> {
-        self.0.remove(name).ok_or_else(|| missing(name))
+        match self.0.remove(name) {
+            Some(Weight::Dense(tensor)) => Ok(tensor),
+            Some(Weight::Quantized(_)) => Err(quantized(name)),
+            None => Err(missing(name)),
+        }
+    }
+
+    /// The weight of the linear layer with this name.
+    pub(super) fn weight(&mut self, linear: &base::Linear) -> Result<Weight> {
+        let name = format!("{}.weight", linear.name);
+        self.0.remove(&name).ok_or_else(|| missing(&name))
     }
 
     /// A linear layer.
     pub(super) fn linear(&mut self, linear: &base::Linear) -> Result<Linear> {
         let name = linear.name.clone();
-        let weight = Weight::Dense(self.take(&format!("{name}.weight"))?);
+        let weight = self.weight(linear)?;
         let bias = match linear.bias {
             true => Some(self.take(&format!("{name}.bias"))?),
             false => None,
@@ -46,6 +56,11 @@ impl Tensors {
 /// The architecture asked for a key that it did not list: a defect of ours.
 fn missing(name: &str) -> EngineError {
     tch::TchError::Kind(format!("the architecture does not list `{name}`")).into()
+}
+
+/// A tensor that no linear layer multiplies with was quantised: a defect of ours.
+fn quantized(name: &str) -> EngineError {
+    tch::TchError::Kind(format!("`{name}` is needed as it is, but was quantised")).into()
 }
 
 /// A root-mean-square norm.

@@ -4,19 +4,38 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 use crate::ops::linear::Matrix;
+use crate::quant::{self, Quantized};
 
 /// A weight `[out_features, in_features]`.
 #[derive(Debug)]
 pub enum Weight {
     /// As it is computed with, or wider.
     Dense(Tensor),
+    /// In fewer bits; frozen.
+    Quantized(Box<Quantized>),
+}
+
+impl From<Tensor> for Weight {
+    fn from(weight: Tensor) -> Self {
+        Self::Dense(weight)
+    }
 }
 
 impl Weight {
-    /// The weight as a matrix of `kind`: itself where it is that already.
+    /// `x Wᵀ + bias`, in the dtype of `x`.
+    pub fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        match self {
+            Self::Dense(weight) => Ok(x.f_linear(&weight.f_to_kind(x.kind())?, bias)?),
+            Self::Quantized(weight) => quant::linear(x, weight, bias),
+        }
+    }
+
+    /// The weight as a matrix of `kind`: itself where it is that already. Of a quantised one
+    /// a new matrix, outside every graph.
     pub fn dense(&self, kind: Kind) -> Result<Tensor> {
         match self {
             Self::Dense(weight) => Ok(weight.f_to_kind(kind)?),
+            Self::Quantized(weight) => weight.unpack(kind),
         }
     }
 
@@ -28,6 +47,10 @@ impl Weight {
                 let weight = weight.shallow_clone();
                 Box::new(move || Ok(weight.f_to_kind(kind)?))
             }
+            Self::Quantized(weight) => {
+                let weight = weight.share();
+                Box::new(move || weight.unpack(kind))
+            }
         }
     }
 
@@ -35,6 +58,7 @@ impl Weight {
     pub fn is_trained(&self) -> bool {
         match self {
             Self::Dense(weight) => weight.requires_grad(),
+            Self::Quantized(_) => false,
         }
     }
 
@@ -42,6 +66,7 @@ impl Weight {
     pub fn size2(&self) -> Result<(i64, i64)> {
         match self {
             Self::Dense(weight) => Ok(weight.size2()?),
+            Self::Quantized(weight) => Ok(weight.size2()),
         }
     }
 
@@ -49,6 +74,7 @@ impl Weight {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Dense(weight) => weight.kind(),
+            Self::Quantized(weight) => weight.kind(),
         }
     }
 
@@ -56,6 +82,7 @@ impl Weight {
     pub fn device(&self) -> Device {
         match self {
             Self::Dense(weight) => weight.device(),
+            Self::Quantized(weight) => weight.device(),
         }
     }
 }

@@ -9,11 +9,12 @@ use fs_err as fs;
 use heirloom::base::{
     Architecture, Checkpoint, EMBEDDING, Mismatch, NormKind, OUTPUT, StoredTensor, View,
 };
-use heirloom::recipe::Dtype;
+use heirloom::recipe::{Dtype, Quantization};
 use tch::{Device, Kind, Tensor};
 
 use super::stored;
 use crate::error::{EngineError, Result};
+use crate::quant::{Fp8, Quantized};
 
 /// The libtorch name of a recipe's dtype.
 pub fn kind(dtype: Dtype) -> Kind {
@@ -59,6 +60,30 @@ pub fn load_as(checkpoint: &Checkpoint, name: &str, kind: Kind) -> Result<Tensor
         None => None,
     }
     .ok_or_else(|| missing(checkpoint, name))
+}
+
+/// One tensor of a checkpoint in fewer bits, quantised from `kind`; `None` where `how` leaves
+/// it as it is. What is stored in fp8 and is wanted so is taken as it is.
+pub fn load_quantized(
+    checkpoint: &Checkpoint,
+    name: &str,
+    kind: Kind,
+    how: Quantization,
+) -> Result<Option<Quantized>> {
+    if how == Quantization::None {
+        return Ok(None);
+    }
+    if let (Quantization::Fp8, Some(StoredTensor::Fp8 { weight, scale, block })) =
+        (how, checkpoint.stored(name))
+    {
+        let shape = sizes(weight.shape);
+        let values = Tensor::f_from_data_size(weight.bytes, &shape, Kind::Float8e4m3fn)?;
+        weight.release(0..weight.bytes.len());
+        let block = (block[0] as i64, block[1] as i64);
+        let stored = Fp8::stored(values, &plain_scale(scale)?, block, kind)?;
+        return Ok(Some(Quantized::Fp8(stored)));
+    }
+    Quantized::pack(&load_as(checkpoint, name, kind)?, how)
 }
 
 fn plain(view: View<'_>, kind: Kind) -> Result<Option<Tensor>> {

@@ -126,7 +126,7 @@ extern "C" fn forget(context: *mut c_void) {
 }
 
 /// The error that the shim's message is; a message is freed.
-pub(super) fn check(message: *mut c_char) -> Result<()> {
+pub(crate) fn check(message: *mut c_char) -> Result<()> {
     if message.is_null() {
         return Ok(());
     }

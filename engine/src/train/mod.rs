@@ -271,7 +271,7 @@ fn prepare(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Parameters)> 
     match &recipe.adapter {
         Adapter::Full => prepare_full(recipe, base),
         Adapter::Lora(lora) => {
-            let mut model = Decoder::open(base, recipe.base.dtype)?;
+            let mut model = Decoder::open_as(base, &recipe.base.storage(), tch::Device::Cpu)?;
             let mut initial = Vec::new();
             let mut rows = adapter::tokens::initial(&model, lora)?.into_iter().peekable();
             adapter::attach(&mut model, lora, |key, shape| {
@@ -304,7 +304,8 @@ fn prepare_full(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Paramete
     }
     let parameters = Parameters::new(initial)?;
     let kind = weights::kind(recipe.base.dtype);
-    let model = Decoder::build(&base.architecture, kind, |name, _| view(&parameters, name))?;
+    let model =
+        Decoder::build(&base.architecture, kind, |name, _| Ok(view(&parameters, name)?.into()))?;
     Ok((model, parameters))
 }
 

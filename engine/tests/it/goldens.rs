@@ -170,7 +170,7 @@ fn gradients_of_full_training_equal_transformers() {
     }
     let parameters = Parameters::new(initial).unwrap();
     let model = Decoder::build(&base.architecture, Kind::Float, |name, _| {
-        Ok(parameters.get(name).unwrap())
+        Ok(parameters.get(name).unwrap().into())
     })
     .unwrap();
     let (_, mut gradient) = mean_gradient(&model, &parameters, &golden.packed());

@@ -10,6 +10,7 @@ mod formats;
 mod generate;
 mod goldens;
 mod perplexity;
+mod quantised;
 mod runs;
 mod support;
 mod tokens;
