@@ -133,7 +133,7 @@ def fp8():
 def unpacked(weight, double):
     """What bitsandbytes' own bytes and scales stand for.
 
-    Its dequantize_4bit on CPUs (0.50.2) gives other numbers where a row is shorter than a block:
+    Its dequantize_4bit on CPUs (0.50.2) gives other numbers for rows of 32:
     0.37 of the weight for 32 x 32 normal numbers, where the format's error is 0.09.
     """
     packed, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=double)
