@@ -168,16 +168,17 @@ fn batches_are_those_of_the_file_whatever_goes_wrong_on_the_way() {
     assert_eq!(clean, local);
     let parts = place.server.requests().len();
     assert!(parts >= GROUPS, "only {parts} requests: faults would find nothing to hit");
+    // Two threads ask in turn: of every second request one might meet only the faulty ones.
     for (one_in, fault) in [
         (5, Fault::Silence(LONG)),
         (5, Fault::SilenceAfter(5000, LONG)),
-        (2, Fault::CutAfter(0)),
-        (2, Fault::CutAfter(70_000)),
-        (2, Fault::CutHead),
-        (2, Fault::Garbage),
-        (2, Fault::Short),
-        (2, Fault::Status(500, "")),
-        (2, Fault::Status(503, "Retry-After: 0")),
+        (3, Fault::CutAfter(0)),
+        (3, Fault::CutAfter(70_000)),
+        (3, Fault::CutHead),
+        (3, Fault::Garbage),
+        (3, Fault::Short),
+        (3, Fault::Status(500, "")),
+        (3, Fault::Status(503, "Retry-After: 0")),
     ] {
         place.server.often(one_in, fault.clone());
         // And a burst of them to begin with.
