@@ -259,7 +259,10 @@ fn the_engine_is_told_which_text_to_measure() {
     let (plain, sized) = (job(&plain), job(&sized));
     assert_eq!((&plain["target"]["base"], &plain["text"]), (&"base".into(), &"text.txt".into()));
     assert_eq!((&plain["window"], &plain["stride"]), (&Value::Null, &Value::Null));
-    assert_eq!((&plain["device"], &plain["target"]["dtype"]), (&"cpu".into(), &"float32".into()));
+    assert_eq!(
+        (&plain["device"], &plain["target"]["storage"]["dtype"]),
+        (&"cpu".into(), &"float32".into())
+    );
     assert_eq!((&sized["window"], &sized["stride"]), (&64.into(), &32.into()));
     assert_eq!(sized["device"], "cuda:1");
 }
