@@ -58,7 +58,7 @@ impl Linear {
     /// Under full training, which keeps f32 weights under a bfloat16 computation.
     fn trained(&self, x: &Tensor) -> Result<Tensor> {
         let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(x.kind())).transpose()?;
-        Ok(x.f_linear(&self.weight.dense(x.kind())?, bias)?)
+        self.weight.linear(x, bias.as_ref())
     }
 
     fn frozen(&self, kind: Kind, train: bool) -> Result<Layer> {

@@ -25,7 +25,7 @@ pub use int8::Int8;
 pub use nf4::Nf4;
 
 use crate::error::Result;
-use crate::ops::native::node;
+use crate::ops::linear::{Layer, Matrix, linears};
 
 /// Values of a weight that are at once in f32 while it is packed by tensor calls: 4 MiB.
 const BAND_VALUES: i64 = 1 << 20;
@@ -121,21 +121,15 @@ impl Quantized {
     }
 }
 
-/// `x Wᵀ + bias` over a quantised weight, in the dtype of `x`.
+/// `x Wᵀ + bias` over a quantised weight, in the dtype of `x`, `[n, in_features]`.
 ///
 /// What autograd keeps for the backward pass is the packed weight, which is unpacked again
 /// there; neither the weight nor the bias gets a gradient.
 pub fn linear(x: &Tensor, weight: &Quantized, bias: Option<&Tensor>) -> Result<Tensor> {
-    let output =
-        tch::no_grad(|| -> Result<Tensor> { Ok(x.f_linear(&weight.unpack(x.kind())?, bias)?) })?;
-    let weight = weight.share();
-    let outputs = node(&[x], vec![output], move |gradients| {
-        let gradient = gradients.first().and_then(Option::as_ref);
-        let of_input = |gradient: &Tensor| -> Result<Tensor> {
-            Ok(gradient.f_matmul(&weight.unpack(gradient.kind())?)?)
-        };
-        Ok(vec![gradient.map(of_input).transpose()?])
-    })?;
+    let (weight, kind) = (weight.share(), x.kind());
+    let weight: Matrix = Box::new(move || weight.unpack(kind));
+    let bias = bias.map(Tensor::shallow_clone);
+    let outputs = linears(x, vec![Layer { weight, bias, low_rank: None }])?;
     let none = || tch::TchError::Kind("a node without its output".to_owned());
     Ok(outputs.into_iter().next().ok_or_else(none)?)
 }
