@@ -1,6 +1,6 @@
 //! The frozen or trained matrix of a linear layer, however it is held.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::error::Result;
 use crate::ops::linear::Matrix;
@@ -75,14 +75,6 @@ impl Weight {
         match self {
             Self::Dense(weight) => weight.kind(),
             Self::Quantized(weight) => weight.kind(),
-        }
-    }
-
-    /// Where it lies.
-    pub fn device(&self) -> Device {
-        match self {
-            Self::Dense(weight) => weight.device(),
-            Self::Quantized(weight) => weight.device(),
         }
     }
 }
