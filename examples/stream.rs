@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use heirloom::allocator;
 use heirloom::dataset::batch::RowFile;
 use heirloom::dataset::chat::ChatEncoder;
 use heirloom::dataset::gate::Gate;
@@ -44,6 +45,7 @@ struct Arguments {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    allocator::settle();
     let arguments = arguments()?;
     let literal = recipe::read(Path::new(&arguments.recipe), &arguments.sets)?;
     let (recipe, now) = (&literal.recipe, Timestamp::now());

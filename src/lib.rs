@@ -11,6 +11,7 @@
 //! workspace member `heirloom-engine`, which calls this crate; this crate never calls it
 //! (it only starts its program, see [`job`]).
 
+pub mod allocator;
 pub mod base;
 pub mod cli;
 pub mod dataset;

@@ -16,7 +16,6 @@ mod pack;
 mod steps;
 mod strand;
 mod tokens;
-mod trim;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};

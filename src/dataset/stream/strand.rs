@@ -11,7 +11,7 @@ use super::super::batch::RowFile;
 use super::super::error::DatasetError;
 use super::super::rows::Fate;
 use super::order::{BLOCK_GROUPS, EpochOrder};
-use super::trim;
+use crate::allocator;
 
 /// Decompressed bytes that a round of a block should hold.
 const ROUND_BYTES: u64 = 32 << 20;
@@ -211,7 +211,7 @@ impl<R: Rows> OpenBlock<R> {
         block: u64,
     ) -> Result<bool, DatasetError> {
         if self.read.take().is_some() {
-            trim::trim();
+            allocator::trim();
             self.before += self.rows.len() as u64;
             (self.round, self.done) = (self.round + 1, 0);
         }

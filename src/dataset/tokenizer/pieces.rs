@@ -141,7 +141,6 @@ impl Pieces {
                 memories.clear();
             }
             let memory = memories.entry(self.id).or_default();
-            memory.begin_anew_where_full();
             // Four bytes a token is what languages come to.
             let some = text.len() / 4;
             let out = Tokens { ids: Vec::with_capacity(some), offsets: Vec::with_capacity(some) };

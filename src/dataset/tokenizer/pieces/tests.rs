@@ -130,7 +130,7 @@ fn a_thread_that_remembers_too_much_begins_anew() {
         pieces.tokens(&tokenizer, &text).unwrap();
     }
     let held = MEMORIES.with_borrow(|memories| memories[&pieces.id].pieces());
-    assert!(held < MAX_PIECES, "{held}");
+    assert!((1..MAX_PIECES / 2).contains(&held), "{held}");
     compare(&tokenizer, &pieces, &"x".repeat(MAX_BYTES + 1));
 }
 
