@@ -53,9 +53,9 @@ public:
         return {live, peak, live + idle};
     }
 
-    void restart_peak() {
+    void give_back() {
         std::lock_guard<std::mutex> guard(lock);
-        peak = live;
+        release(idle);
     }
 
     static Blocks &only() {
@@ -160,6 +160,6 @@ void heirloom_memory_of_blocks() { c10::SetCPUAllocator(&Blocks::only()); }
 // Bytes of blocks in use now and at most, and what is held of the system.
 void heirloom_memory_usage(Usage *usage) { *usage = Blocks::only().usage(); }
 
-// Begins the most anew.
-void heirloom_memory_restart_peak() { Blocks::only().restart_peak(); }
+// Gives back what is held and not in use.
+void heirloom_memory_give_back() { Blocks::only().give_back(); }
 }

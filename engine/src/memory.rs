@@ -19,7 +19,7 @@
 pub struct Usage {
     /// In use now.
     pub live: u64,
-    /// In use at most since [`restart_peak`].
+    /// In use at most, so far.
     pub peak: u64,
     /// Held of the system: those in use and those kept for the next.
     pub held: u64,
@@ -28,7 +28,7 @@ pub struct Usage {
 unsafe extern "C" {
     safe fn heirloom_memory_of_blocks();
     fn heirloom_memory_usage(usage: *mut Usage);
-    safe fn heirloom_memory_restart_peak();
+    safe fn heirloom_memory_give_back();
 }
 
 /// From here on libtorch's tensors on the CPU lie in blocks. Those that are there already stay
@@ -45,9 +45,10 @@ pub fn usage() -> Usage {
     usage
 }
 
-/// Counts the most from here on.
-pub fn restart_peak() {
-    heirloom_memory_restart_peak();
+/// Gives back to the system what is held and not in use: before something that is no tensor
+/// takes much.
+pub fn give_back() {
+    heirloom_memory_give_back();
 }
 
 #[cfg(test)]
@@ -86,10 +87,12 @@ mod tests {
             assert_eq!(tensor.max().int64_value(&[]), size % 251);
         }
         drop(held);
-        let usage = usage();
-        assert!(usage.peak >= 8_000_000, "{usage:?}");
-        // Other tests have tensors meanwhile.
-        assert!(usage.held <= usage.peak, "{usage:?}");
+        let before = usage();
+        assert!(before.peak >= 8_000_000 && before.held > before.live, "{before:?}");
+        assert!(before.held <= before.peak, "{before:?}");
+        give_back();
+        // Other tests may have tensors meanwhile.
+        assert!(usage().held < before.held, "{:?}", usage());
     }
 
     #[test]

@@ -66,7 +66,10 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
             let misfit = limit.and_then(|limit| plan.fits(limit).err());
             let status = if misfit.is_some() { ExitStatus::Failure } else { ExitStatus::Success };
             let path = &arguments.recipe;
-            (json(&Answer::of(&plan, path, limit.map(|limit| limit.bytes), misfit.as_ref())), status)
+            (
+                json(&Answer::of(&plan, path, limit.map(|limit| limit.bytes), misfit.as_ref())),
+                status,
+            )
         }
         (Err(RecipeError::Problems { problems, .. }), Output::Json) => {
             (json(&Answer::bad(&problems)), ExitStatus::Failure)

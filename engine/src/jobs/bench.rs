@@ -106,11 +106,7 @@ struct Peak {
 }
 
 /// Takes so many steps; gives the measured ones and the peak of memory.
-fn measure(
-    work: Work,
-    count: usize,
-    printer: Printer,
-) -> Result<(Vec<Measured>, Peak), Failure> {
+fn measure(work: Work, count: usize, printer: Printer) -> Result<(Vec<Measured>, Peak), Failure> {
     let Work { mut recipe, lock } = work;
     let (base, encoder, _) = train::open(&mut recipe, &lock)?;
     let mut trainer = Trainer::open(&recipe, &base, &lock.training, None)?;

@@ -48,7 +48,9 @@ impl Diagnose for MemoryError {
     fn hint(&self) -> Option<String> {
         let first = match self.fitting.is_empty() {
             false => "use one of these settings",
-            true => "use a smaller base or another machine: no micro-batch, precision or length fits",
+            true => {
+                "use a smaller base or another machine: no micro-batch, precision or length fits"
+            }
         };
         Some(format!("{first}, or set `{VARIABLE}=unlimited` to start it all the same"))
     }

@@ -65,7 +65,8 @@ impl Pass<'_> {
             * (2.0 + count(&norms.before_attention) + count(&norms.before_feed_forward)
                 - f64::from(u8::from(frozen_start)));
         let branches = h * (count(&norms.after_attention) + count(&norms.after_feed_forward));
-        let dropped = if layer.residual_dropout > 0.0 { 2.0 * self.rows * self.hidden } else { 0.0 };
+        let dropped =
+            if layer.residual_dropout > 0.0 { 2.0 * self.rows * self.hidden } else { 0.0 };
         let scales = 4.0 * self.rows * F32;
         let kept = stream + branches + dropped + scales + attention + feed;
 
@@ -121,7 +122,8 @@ impl Pass<'_> {
                 let copies = if narrow { self.width } else { 0.0 };
                 let pair = self.rank() * (linear.in_features + linear.out_features) as f64;
                 // Which inputs dropout keeps, a byte each.
-                let kept = if lora.dropout > 0.0 { self.rows * linear.in_features as f64 } else { 0.0 };
+                let kept =
+                    if lora.dropout > 0.0 { self.rows * linear.in_features as f64 } else { 0.0 };
                 self.rows(self.rank()) + pair * copies + kept
             }
             Adapter::Lora(_) => 0.0,
@@ -209,7 +211,8 @@ impl Pass<'_> {
             FeedForward::Experts(experts) => {
                 let per_token = experts.router.per_token as f64;
                 // Scores and choices in f32 and i64.
-                let routed = self.rows * (2.0 * F32 * experts.router.experts as f64 + 16.0 * per_token);
+                let routed =
+                    self.rows * (2.0 * F32 * experts.router.experts as f64 + 16.0 * per_token);
                 let answers = match &experts.experts {
                     ExpertWeights::Each { experts, .. } => {
                         let first = experts.first();
@@ -250,11 +253,9 @@ impl Pass<'_> {
         match &layer.feed_forward {
             FeedForward::Gated(gated) => of(gated),
             FeedForward::Experts(experts) => match (&experts.experts, &experts.shared) {
-                (ExpertWeights::Each { experts, .. }, _) if !experts.is_empty() => {
-                    experts.first().map_or((0.0, 0.0), |[gate, _, down]| {
-                        (self.product(down), self.product(gate))
-                    })
-                }
+                (ExpertWeights::Each { experts, .. }, _) if !experts.is_empty() => experts
+                    .first()
+                    .map_or((0.0, 0.0), |[gate, _, down]| (self.product(down), self.product(gate))),
                 (_, Some(shared)) => of(shared),
                 _ => (0.0, 0.0),
             },

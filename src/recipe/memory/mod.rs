@@ -126,7 +126,8 @@ impl Memory {
 
     /// Everything together.
     pub fn total(&self) -> u64 {
-        let Self { runtime, weights, gradients, optimizer, activations, workspace, moment: _ } = *self;
+        let Self { runtime, weights, gradients, optimizer, activations, workspace, moment: _ } =
+            *self;
         [runtime, weights, gradients, optimizer, activations, workspace]
             .into_iter()
             .fold(0, u64::saturating_add)
@@ -223,7 +224,8 @@ impl Prediction<'_> {
         for block in &blocks {
             let beside = |bytes: f64| (bytes - kept(block)).max(0.0);
             above -= block.gradients;
-            let done = if self.is_full() { self.trained() + above.max(0.0) } else { 2.0 * self.trained() };
+            let done =
+                if self.is_full() { self.trained() + above.max(0.0) } else { 2.0 * self.trained() };
             let kept = below + kept(block) + notes;
             let forward = self.memory(Moment::Loss, self.trained(), kept, beside(block.forward));
             let backward = self.memory(Moment::Backward, done, kept, beside(block.backward));

@@ -58,13 +58,13 @@ fn the_parts_are_those_of_the_table() {
     // The first block keeps no input.
     let rows = 1024 * 4;
     let kept = rows * (3 * 64 * (4 + 2 + 2 + 3) - 64 + 3 * 7 * 2);
-    let least = kept..kept + 1024 * 400;
+    let least = kept..kept + 1024 * 600;
     assert!(least.contains(&memory.activations), "{least:?} {memory:?}");
 }
 
 #[test]
 fn tokens_of_a_micro_batch_are_what_the_stream_gives() {
-    let (mut recipe, model) = (recipe(), llama(64, 3));
+    let (mut recipe, model) = (recipe(), llama(256, 6));
     let whole = predict(&recipe, &model, 0).activations;
     recipe.train.micro_batch_tokens = Some(512);
     let half = predict(&recipe, &model, 0).activations;
@@ -97,8 +97,9 @@ fn fewer_bits_take_less() {
     );
     assert_eq!(of(&recipe, Quantization::Int8), values + 21 * 512 * 4 + norms);
     recipe.base.unquantized = vec!["down_proj".to_owned()];
+    // Two bytes for each of these instead of one.
     let kept = 3 * 512 * 512;
-    assert_eq!(of(&recipe, Quantization::Fp8), values - kept + 18 * 512 * 4 + norms);
+    assert_eq!(of(&recipe, Quantization::Fp8), values + kept + 18 * 512 * 4 + norms);
 }
 
 #[test]
