@@ -17,7 +17,7 @@
 //! of the vocabulary and `P` trained weights, in a Llama:
 //! | part | bytes |
 //! |---|---|
-//! | runtime | [`RUNTIME`]: libtorch, the engine, the stream; [`PER_TOKEN_OF_VOCABULARY`] for the tokenizer |
+//! | runtime | [`RUNTIME`]: libtorch, the engine, the stream; a little more in bfloat16, for each block and for each token of the vocabulary |
 //! | weights | frozen ones `b` each, or packed with their scales; trained ones 4 each (f32) |
 //! | gradients | `4·P`: those of the step so far. Those of the blocks gone through lie beside them |
 //! | optimizer | `8·P`: AdamW's two moments |
@@ -36,16 +36,22 @@ use serde::Serialize;
 use self::block::{Block, Pass};
 use self::limit::Limit;
 use super::lock::Size;
-use super::{Adapter, DEFAULT_MICRO_BATCH_TOKENS, Recipe};
+use super::{Adapter, DEFAULT_MICRO_BATCH_TOKENS, Dtype, Recipe};
 use crate::base::Architecture;
 pub use advice::{MemoryError, Setting};
 
-/// What a run takes before its first tensor: libtorch, the engine, buffers of the stream.
-/// Measured by `benches/memory`.
-const RUNTIME: f64 = 200e6;
+/// What a run takes beside its tensors: libtorch, the engine, buffers of the stream and of
+/// matrix kernels, on one thread. Measured by `benches/memory`.
+const RUNTIME: f64 = 174e6;
 
-/// What the tokenizer takes for each of its tokens. Measured by `benches/memory`.
-const PER_TOKEN_OF_VOCABULARY: f64 = 700.0;
+/// What the kernels for bfloat16 take beyond that. Measured likewise.
+const RUNTIME_OF_BFLOAT16: f64 = 14e6;
+
+/// What is noted of each block, small tensors and nodes of the graph. Measured likewise.
+const RUNTIME_OF_BLOCK: f64 = 0.8e6;
+
+/// What the tokenizer takes for each of its tokens. Measured likewise.
+const RUNTIME_OF_TOKEN: f64 = 250.0;
 
 /// Rows whose logits are there at a time (`engine/src/ops/cross_entropy.rs`).
 const LOSS_ROWS: f64 = 512.0;
@@ -183,16 +189,25 @@ impl Prediction<'_> {
         matches!(self.run.recipe.adapter, Adapter::Full)
     }
 
+    fn runtime(&self) -> f64 {
+        let Architecture { vocab_size, layers, .. } = self.run.architecture;
+        let kernels = match self.run.recipe.base.dtype {
+            Dtype::Bfloat16 => RUNTIME_OF_BFLOAT16,
+            Dtype::Float32 => 0.0,
+        };
+        let (blocks, words) = (layers.len() as f64, *vocab_size as f64);
+        RUNTIME + kernels + blocks * RUNTIME_OF_BLOCK + words * RUNTIME_OF_TOKEN
+    }
+
     /// Bytes of a number for each trained weight.
     fn trained(&self) -> f64 {
         self.run.trained as f64 * F32
     }
 
     fn memory(&self, moment: Moment, gradients: f64, activations: f64, workspace: f64) -> Memory {
-        let words = self.run.architecture.vocab_size as f64;
         let optimizer = if moment == Moment::Loading { 0.0 } else { 2.0 * self.trained() };
         Memory {
-            runtime: (RUNTIME + words * PER_TOKEN_OF_VOCABULARY) as u64,
+            runtime: self.runtime() as u64,
             weights: (self.frozen.bytes + self.trained()) as u64,
             gradients: gradients as u64,
             optimizer: optimizer as u64,

@@ -1,7 +1,7 @@
 use super::limit::By;
 use super::*;
 use crate::diagnose::Diagnose as _;
-use crate::recipe::{Dtype, Quantization};
+use crate::recipe::Quantization;
 
 fn recipe() -> Recipe {
     let recipe = serde_json::json!({
