@@ -1,7 +1,7 @@
 //! How much memory a run on the CPU will take at most, before it takes any.
 //!
 //! Owns the prediction ([`Memory`]), what the machine has ([`limit`]) and which settings would
-//! fit where a run does not ([`advice`]). Computes with shapes alone; that the engine takes what
+//! fit where a run does not (`advice`). Computes with shapes alone; that the engine takes what
 //! is said here is its own affair (`engine/src/memory.rs`), and measured by `benches/memory`.
 //!
 //! The most is that of the largest of four moments:
@@ -10,21 +10,24 @@
 //! | loading | the largest weight before it is packed; of full training everything twice |
 //! | loss | all activations, and the logits of a chunk |
 //! | backward | activations up to a block, and what lies beside them while it is gone through |
-//! | validation | one block's activations of up to [`VALIDATION_TOKENS`] tokens |
+//! | validation | one block's activations of up to `VALIDATION_TOKENS` tokens |
 //!
 //! With `T` tokens in the largest micro-batch, `b` bytes of the computing dtype, hidden width
 //! `h`, widths `q`, `k` of queries and keys, `i` of the feed-forward part, rank `r`, `V` tokens
 //! of the vocabulary and `P` trained weights, in a Llama:
 //! | part | bytes |
 //! |---|---|
-//! | runtime | [`RUNTIME`]: libtorch, the engine, the stream; a little more in bfloat16, for each block and for each token of the vocabulary |
+//! | runtime | `RUNTIME`: libtorch, the engine, the stream; a little more in bfloat16, for each block and for each token of the vocabulary |
 //! | weights | frozen ones `b` each, or packed with their scales; trained ones 4 each (f32) |
 //! | gradients | `4·P`: those of the step so far. Those of the blocks gone through lie beside them |
 //! | optimizer | `8·P`: AdamW's two moments |
 //! | activations | `T·b·(4h + 2q + 2k + 3i)` for each block (the stream twice, normed twice; rotated queries and keys, values, what attention gives; gate, up, their product), `7·T·b·r` for the low-rank paths, copies of the adapter in bfloat16 |
-//! | workspace | what lies beside these at the moment: gradients of activations, one unpacked weight, the logits of [`LOSS_ROWS`] rows |
+//! | workspace | what lies beside these at the moment: gradients of activations, one unpacked weight, the logits of `LOSS_ROWS` rows |
 //!
-//! Activation checkpointing would keep less of a block: its place is [`kept`].
+//! Not in it: kernels that oneDNN keeps in bfloat16 for every number of rows it has met, where
+//! micro-batches differ (`docs/reference/memory.md`).
+//!
+//! Activation checkpointing would keep less of a block: its place is `kept`.
 
 mod advice;
 mod base;
