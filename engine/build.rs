@@ -3,10 +3,11 @@
 
 use std::path::Path;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "shim/attention.cpp",
     "shim/cross_entropy.cpp",
     "shim/elementwise.cpp",
+    "shim/memory.cpp",
     "shim/node.cpp",
     "shim/quant.cpp",
 ];

@@ -1,7 +1,7 @@
 //! What every error of the project can say beyond its message: how to mend it, and whose
 //! fault it is.
 //!
-//! Owns the trait and the boxed form that crosses rooms. Does not own rendering (that is
+//! Owns the trait, the boxed form that crosses rooms, and how sizes are said. Does not own rendering (that is
 //! `cli::printer`) nor any particular error: each room has a typed enum that carries data
 //! (file, key, line, shape, dtype, offset) and implements [`Diagnose`].
 
@@ -64,6 +64,37 @@ impl Diagnose for std::io::Error {
             }
             ErrorKind::NotFound => Some("check the path for a typing mistake".to_owned()),
             _ => None,
+        }
+    }
+}
+
+/// Bytes in a unit that people can picture.
+pub fn amount(number: u64) -> String {
+    let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+    let mut size = number as f64;
+    let mut unit = 0;
+    while size >= 999.5 && unit + 1 < units.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    let decimals = usize::from(unit > 0 && size < 99.95);
+    format!("{size:.decimals$} {}", units.get(unit).copied().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_three_digits() {
+        for (number, text) in [
+            (12, "12 bytes"),
+            (2048, "2.0 KiB"),
+            (1 << 20, "1.0 MiB"),
+            (244_355_072, "233 MiB"),
+            (u64::MAX, "16777216 TiB"),
+        ] {
+            assert_eq!(amount(number), text);
         }
     }
 }

@@ -1,6 +1,6 @@
 """Make what benches/engine measures on: a Llama with random weights, and rows that fill windows.
 
-    python benches/engine/make.py OUT --shape 31m [--rows N]
+    python benches/engine/make.py OUT --shape 31m [--rows N] [--shapes FILE]
 
 Writes OUT/base (Transformers' own format, bfloat16, a byte-level BPE tokenizer of the shape's
 vocabulary) and OUT/rows.jsonl, whose texts have exactly as many tokens as a window, so that
@@ -18,7 +18,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-SHAPES = json.loads(Path(__file__).with_name("shapes.json").read_text())
 END = "<|end|>"
 SEED = 17
 
@@ -49,10 +48,12 @@ def text(words, length, draw):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--shape", choices=SHAPES, default="31m")
+    parser.add_argument("--shape", default="31m")
     parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--shapes", type=Path, default=Path(__file__).with_name("shapes.json"))
     args = parser.parse_args()
-    shape, length = SHAPES[args.shape]["model"], SHAPES[args.shape]["length"]
+    chosen = json.loads(args.shapes.read_text())[args.shape]
+    shape, length = chosen["model"], chosen["length"]
     draw = random.Random(SEED)
     trained, words = tokenizer(shape["vocab_size"], draw)
     draw.shuffle(words)

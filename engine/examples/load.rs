@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use heirloom::base::BaseFolder;
 use heirloom::recipe::{Dtype, Quantization, Storage};
+use heirloom_engine::memory;
 use heirloom_engine::model::{Decoder, weights};
 use tch::{Device, Tensor};
 
@@ -15,6 +16,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dtype: Dtype = word(&arguments.next().ok_or(words)?)?;
     let quantization: Quantization = word(arguments.next().as_deref().unwrap_or("none"))?;
     let kind = weights::kind(dtype);
+    // As the engine does.
+    memory::use_blocks();
     // What libtorch itself takes, its first tensor included.
     let _first = Tensor::f_zeros([1], (kind, Device::Cpu))?;
     let before = resident("VmRSS:")?;

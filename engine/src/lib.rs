@@ -10,6 +10,7 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod jobs;
+pub mod memory;
 pub mod model;
 pub mod ops;
 pub mod quant;

@@ -8,7 +8,7 @@ use heirloom::cli::printer::Printer;
 use heirloom::diagnose::Failure;
 use heirloom::job::Envelope;
 use heirloom_engine::error::EngineError;
-use heirloom_engine::{LIBTORCH, jobs};
+use heirloom_engine::{LIBTORCH, jobs, memory};
 
 fn main() -> ExitCode {
     let argument = std::env::args().nth(1).unwrap_or_default();
@@ -33,6 +33,8 @@ fn run(envelope: &Envelope, printer: Printer) -> Result<ExitStatus, Failure> {
         let (engine, sender) = (VERSION.to_owned(), envelope.version.clone());
         return Err(EngineError::Version { engine, sender }.into());
     }
+    // Before the first tensor.
+    memory::use_blocks();
     jobs::run(&envelope.job, printer)?;
     Ok(ExitStatus::Success)
 }

@@ -53,6 +53,7 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     rows.finish();
     let plan = plan?;
     check::warn(&plan, printer);
+    check::fits(&plan)?;
     let work = Work { lock: plan.lock()?, recipe: plan.recipe };
     let bench = Bench { steps: arguments.steps, json: arguments.format == Output::Json };
     Err(job::start_with(printer.into(), Job::Bench(bench), &work))

@@ -10,10 +10,10 @@ use super::exit::ExitStatus;
 use super::printer::Printer;
 use super::target;
 use crate::dataset::consent::{Counts, Reason};
-use crate::diagnose::Failure;
+use crate::diagnose::{Diagnose as _, Failure, amount};
 use crate::hub::Need;
 use crate::recipe::lock::{Size, Split};
-use crate::recipe::memory::Memory;
+use crate::recipe::memory::{Memory, MemoryError, Moment, Setting, limit};
 use crate::recipe::plan::{Parameters, Plan, Warning};
 use crate::recipe::problem::{Place, Problem, RecipeError};
 use crate::recipe::{self, Adapter, Base, PUBLISHING, Quantization, WriteError};
@@ -57,10 +57,20 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
         (Ok(plan), Output::Text) => {
             printer.data(&describe(&plan))?;
             warn(&plan, printer);
+            fits(&plan)?;
             printer.note(&format!("\nnext: {}", next_command(arguments)));
             return Ok(ExitStatus::Success);
         }
-        (Ok(plan), Output::Json) => (json(&Answer::good(&plan)), ExitStatus::Success),
+        (Ok(plan), Output::Json) => {
+            let limit = limit::read()?;
+            let misfit = limit.and_then(|limit| plan.fits(limit).err());
+            let status = if misfit.is_some() { ExitStatus::Failure } else { ExitStatus::Success };
+            let path = &arguments.recipe;
+            (
+                json(&Answer::of(&plan, path, limit.map(|limit| limit.bytes), misfit.as_ref())),
+                status,
+            )
+        }
         (Err(RecipeError::Problems { problems, .. }), Output::Json) => {
             (json(&Answer::bad(&problems)), ExitStatus::Failure)
         }
@@ -68,6 +78,14 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     };
     printer.data(&answer?)?;
     Ok(status)
+}
+
+/// Refuses what takes more memory than there is.
+pub(super) fn fits(plan: &Plan) -> Result<(), Failure> {
+    match limit::read()? {
+        Some(limit) => Ok(plan.fits(limit)?),
+        None => Ok(()),
+    }
 }
 
 /// Says what may be a mistake.
@@ -129,12 +147,31 @@ struct JsonPlan<'a> {
     training: &'a Size,
     memory: Memory,
     memory_bytes: u64,
+    /// When it is so much.
+    memory_peak: Moment,
+    /// What there is for the run, where that is known.
+    memory_limit_bytes: Option<u64>,
+    /// Settings with which it would fit, where it does not.
+    fitting: &'a [Setting],
     added_tokens: usize,
     warnings: &'a [Warning],
 }
 
 impl<'a> Answer<'a> {
-    fn good(plan: &'a Plan) -> Self {
+    fn of(
+        plan: &'a Plan,
+        recipe: &'a Path,
+        limit: Option<u64>,
+        misfit: Option<&'a MemoryError>,
+    ) -> Self {
+        let problem = |misfit: &MemoryError| JsonProblem {
+            file: recipe,
+            line: None,
+            column: None,
+            set: None,
+            message: misfit.to_string(),
+            hint: misfit.hint(),
+        };
         let plan = JsonPlan {
             name: &plan.recipe.name,
             base: &plan.recipe.base.model,
@@ -144,10 +181,14 @@ impl<'a> Answer<'a> {
             training: &plan.training,
             memory: plan.memory,
             memory_bytes: plan.memory.total(),
+            memory_peak: plan.memory.moment,
+            memory_limit_bytes: limit,
+            fitting: misfit.map_or(&[], |misfit| &misfit.fitting),
             added_tokens: plan.added_tokens,
             warnings: &plan.warnings,
         };
-        Self { ok: true, problems: Vec::new(), plan: Some(plan) }
+        let problems: Vec<_> = misfit.map(problem).into_iter().collect();
+        Self { ok: problems.is_empty(), problems, plan: Some(plan) }
     }
 
     fn bad(problems: &'a [Problem]) -> Self {
@@ -185,7 +226,7 @@ fn describe(plan: &Plan) -> String {
     let recipe = &plan.recipe;
     let mut lines = vec![line("run", &recipe.name), line("base", &base(&recipe.base))];
     if let Some(pinned) = plan.pinned.as_ref().filter(|pinned| pinned.lacking > 0) {
-        let size = bytes(pinned.lacking);
+        let size = amount(pinned.lacking);
         lines.push(line("weights", &format!("{size} to download, and not looked at yet")));
     }
     lines.push(line(
@@ -212,19 +253,22 @@ fn describe(plan: &Plan) -> String {
         lines.push(line("rows", &format!("{split}: {}", verdict(&rows))));
     }
     lines.extend(extent(plan));
-    let memory = &plan.memory;
-    lines.push(line(
-        "memory",
-        &format!(
-            "about {} (weights {}, gradients {}, optimiser {}, activations {})",
-            bytes(memory.total()),
-            bytes(memory.weights),
-            bytes(memory.gradients),
-            bytes(memory.optimizer),
-            bytes(memory.activations)
-        ),
-    ));
+    lines.push(line("memory", &memory(&plan.memory)));
     lines.join("\n")
+}
+
+/// The most that a run takes, and for what.
+fn memory(memory: &Memory) -> String {
+    let parts = [
+        ("runtime", memory.runtime),
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("optimiser", memory.optimizer),
+        ("activations", memory.activations),
+        ("workspace", memory.workspace),
+    ];
+    let parts = parts.map(|(name, bytes)| format!("{name} {}", amount(bytes)));
+    format!("{} at most ({})", amount(memory.total()), parts.join(", "))
 }
 
 /// The folder of a base, and how its weights are held.
@@ -333,19 +377,6 @@ pub(super) fn grouped(number: u64) -> String {
     text
 }
 
-/// Bytes in a unit that people can picture.
-pub(super) fn bytes(number: u64) -> String {
-    let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
-    let mut size = number as f64;
-    let mut unit = 0;
-    while size >= 999.5 && unit + 1 < units.len() {
-        size /= 1024.0;
-        unit += 1;
-    }
-    let decimals = usize::from(unit > 0 && size < 99.95);
-    format!("{size:.decimals$} {}", units.get(unit).copied().unwrap_or_default())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -354,19 +385,6 @@ mod tests {
     fn numbers_are_grouped() {
         for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1234567, "1,234,567")] {
             assert_eq!(grouped(number), text);
-        }
-    }
-
-    #[test]
-    fn bytes_have_three_digits() {
-        for (number, text) in [
-            (12, "12 bytes"),
-            (2048, "2.0 KiB"),
-            (1 << 20, "1.0 MiB"),
-            (244_355_072, "233 MiB"),
-            (u64::MAX, "16777216 TiB"),
-        ] {
-            assert_eq!(bytes(number), text);
         }
     }
 

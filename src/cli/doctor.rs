@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::available_parallelism;
 
-use super::check::bytes;
 use super::exit::ExitStatus;
 use super::printer::Printer;
-use crate::diagnose::{Diagnose as _, Failure};
+use crate::diagnose::{Diagnose as _, Failure, amount};
 use crate::hub::Environment;
 use crate::{LIBTORCH, VERSION, job};
 
@@ -143,7 +142,7 @@ fn memory() -> Finding {
     };
     match (read("MemTotal:"), read("MemAvailable:")) {
         (Some(total), Some(free)) => {
-            fine("memory", format!("{}, of which {} are free", bytes(total), bytes(free)))
+            fine("memory", format!("{}, of which {} are free", amount(total), amount(free)))
         }
         _ => fine("memory", "unknown: this system has no /proc/meminfo".to_owned()),
     }

@@ -160,6 +160,7 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
         let plan = Plan::make(&literal, Timestamp::now(), &|more| rows.advance(more))?;
         rows.finish();
         super::check::warn(&plan, printer);
+        super::check::fits(&plan)?;
         let rows = Rows::new(printer.into());
         plan.begin(&run, |folder, spec| {
             tree::commit(folder, spec, &|more| rows.advance(more)).map(drop)

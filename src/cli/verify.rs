@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::check::bytes;
 use super::exit::ExitStatus;
 use super::printer::Printer;
-use crate::diagnose::Failure;
+use crate::diagnose::{Failure, amount};
 use crate::provenance;
 
 /// Prove that a release is what its manifest says: every digest is recomputed.
@@ -25,7 +24,7 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
         format!(
             "files       {} ({}), every digest recomputed",
             verified.files,
-            bytes(verified.bytes)
+            amount(verified.bytes)
         ),
         format!("base        {}, licence {}", verified.base, verified.licence),
         format!("made by     heirloom {}", verified.heirloom),

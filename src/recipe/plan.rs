@@ -15,11 +15,12 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::lock::{Size, Split};
-use super::memory::Memory;
+use super::memory::limit::Limit;
+use super::memory::{self, Memory, MemoryError};
 use super::problem::{Fault, Problem, RecipeError, listed, most_alike};
 use super::read::Pinned;
 use super::{Adapter, Data, Literal, Module, Recipe, Targets, is_part, is_tail};
-use crate::base::{BaseFolder, Linear};
+use crate::base::{Architecture, BaseFolder, Linear};
 use crate::dataset::batch::RowFile;
 use crate::dataset::chat::ChatEncoder;
 use crate::dataset::consent::{Ask, Counts};
@@ -45,7 +46,7 @@ pub struct Plan {
     pub recipe_sha256: String,
     /// Weights of base and adapter.
     pub parameters: Parameters,
-    /// Estimated memory of the training process.
+    /// Predicted memory of the training process.
     pub memory: Memory,
     /// What is asked of every row.
     pub ask: Ask,
@@ -60,6 +61,9 @@ pub struct Plan {
     /// The base on the hub, where it lies there.
     pub pinned: Option<Pinned>,
     spec: Spec,
+    architecture: Architecture,
+    /// Tokens of rows that are measured and not trained.
+    held_out: u64,
     base_folder: PathBuf,
     base_files: Vec<PathBuf>,
 }
@@ -135,7 +139,18 @@ impl Plan {
             Adapter::Lora(_) => total,
             Adapter::Full => 0,
         };
-        let memory = Memory::estimate(&recipe, &base.architecture, total, trainable);
+        // Rows of training that are held out are at most as long as a window.
+        let window = recipe.data.sequence_length as u64;
+        let beside = survey.files.iter().filter(|file| file.file.split != Split::Train);
+        let held_out = beside.map(|file| file.tokens).sum::<u64>()
+            + survey.size.held_out.saturating_mul(window);
+        let memory = Memory::predict(&memory::Run {
+            recipe: &recipe,
+            architecture: &base.architecture,
+            trained: trainable,
+            size: &survey.size,
+            held_out,
+        });
         let files = survey.files.into_iter();
         Ok(Self {
             recipe,
@@ -161,7 +176,21 @@ impl Plan {
             pinned: literal.pinned.clone(),
             base_files: named(&base, &literal.recipe.base.model),
             base_folder: base.folder().to_owned(),
+            architecture: base.architecture,
+            held_out,
         })
+    }
+
+    /// Refuses a run that takes more memory than there is, and names settings that take less.
+    pub fn fits(&self, limit: Limit) -> Result<(), MemoryError> {
+        let run = memory::Run {
+            recipe: &self.recipe,
+            architecture: &self.architecture,
+            trained: self.parameters.trainable,
+            size: &self.training,
+            held_out: self.held_out,
+        };
+        run.fit(&self.memory, limit)
     }
 
     /// Rows of one kind of split, added up.

@@ -30,6 +30,8 @@ mod interrupts;
 #[cfg(test)]
 mod lineage;
 #[cfg(test)]
+mod memory;
+#[cfg(test)]
 mod recipes;
 #[cfg(test)]
 mod remote;

@@ -106,6 +106,8 @@ impl World {
         command.args(arguments).current_dir(self.folder.path());
         command.env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE");
         command.env("HEIRLOOM_ENGINE", engine_script()).env("HEIRLOOM_HOME", self.home());
+        // What tests run at the same time leave free is nothing to depend on.
+        command.env("HEIRLOOM_MEMORY", "unlimited");
         command
     }
 

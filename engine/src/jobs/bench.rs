@@ -18,6 +18,7 @@ use serde::Serialize;
 use self::machine::{Machine, MatrixRate};
 use super::train;
 use crate::error::{EngineError, Result};
+use crate::memory;
 use crate::model::weights;
 use crate::ops::profile::{self, Operation};
 use crate::train::{Trainer, flops};
@@ -37,6 +38,8 @@ struct Report {
     /// Of the fastest and the slowest step.
     step_seconds_range: (f64, f64),
     peak_memory_bytes: Option<u64>,
+    /// Of tensors alone.
+    tensor_memory_bytes: u64,
     steps: usize,
     warm_up_steps: usize,
     tokens_per_step: u64,
@@ -81,10 +84,10 @@ pub(super) fn bench(job: &Bench, printer: Printer) -> Result<(), Failure> {
         .map_err(|source| EngineError::NoJob { source })?;
     let machine = Machine::look();
     let kind = weights::kind(work.recipe.base.dtype);
-    let (steps, peak_memory_bytes) = measure(work, job.steps, printer)?;
+    let (steps, peak) = measure(work, job.steps, printer)?;
     // Last: its tensors are no part of the peak.
     let matrix_rate = machine::matrix_rate(kind)?;
-    let report = report(steps, peak_memory_bytes, matrix_rate, machine)?;
+    let report = report(steps, peak, matrix_rate, machine)?;
     if job.json {
         let text = serde_json::to_string_pretty(&report)
             .map_err(|source| EngineError::Json { path: "report".into(), source })?;
@@ -93,12 +96,17 @@ pub(super) fn bench(job: &Bench, printer: Printer) -> Result<(), Failure> {
     say(&report, printer)
 }
 
+/// The most memory at one time.
+#[derive(Clone, Copy, Debug)]
+struct Peak {
+    /// Of the process, where the system tells.
+    process: Option<u64>,
+    /// Of tensors.
+    tensors: u64,
+}
+
 /// Takes so many steps; gives the measured ones and the peak of memory.
-fn measure(
-    work: Work,
-    count: usize,
-    printer: Printer,
-) -> Result<(Vec<Measured>, Option<u64>), Failure> {
+fn measure(work: Work, count: usize, printer: Printer) -> Result<(Vec<Measured>, Peak), Failure> {
     let Work { mut recipe, lock } = work;
     let (base, encoder, _) = train::open(&mut recipe, &lock)?;
     let mut trainer = Trainer::open(&recipe, &base, &lock.training, None)?;
@@ -136,12 +144,13 @@ fn measure(
         });
     }
     bar.finish_and_clear();
-    Ok((steps, train::peak_memory()))
+    let peak = Peak { process: train::peak_memory(), tensors: memory::usage().peak };
+    Ok((steps, peak))
 }
 
 fn report(
     mut steps: Vec<Measured>,
-    peak_memory_bytes: Option<u64>,
+    peak: Peak,
     matrix_rate: MatrixRate,
     machine: Machine,
 ) -> Result<Report> {
@@ -157,7 +166,8 @@ fn report(
         tokens_per_second: median.tokens_per_second(),
         step_seconds: median.seconds,
         step_seconds_range: range,
-        peak_memory_bytes,
+        peak_memory_bytes: peak.process,
+        tensor_memory_bytes: peak.tensors,
         steps: count,
         warm_up_steps: WARM_UP_STEPS,
         tokens_per_step: median.tokens,
@@ -264,7 +274,7 @@ mod tests {
 
     fn of(steps: Vec<Measured>) -> Report {
         let rate = MatrixRate { gflops: 200.0, dtype: "float32", size: 2 };
-        report(steps, Some(1), rate, Machine::look()).unwrap()
+        report(steps, Peak { process: Some(1), tensors: 1 }, rate, Machine::look()).unwrap()
     }
 
     #[test]

@@ -28,6 +28,7 @@ use crate::adapter::peft;
 use crate::error::{EngineError, Result};
 use crate::eval;
 use crate::export;
+use crate::memory;
 use crate::model::weights::{self, Lazy};
 use crate::train::{self, Outcome, Trainer};
 
@@ -170,6 +171,7 @@ fn keep(
     words: Option<&vocabulary::Files>,
     withdrawn_rows: u64,
 ) -> Result<()> {
+    memory::give_back();
     match &recipe.adapter {
         Adapter::Lora(lora) => {
             let folder = FolderInProgress::beside(&run.adapter())?;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::optimizer::AdamW;
 use super::parameters::Parameters;
 use crate::error::{EngineError, Result};
+use crate::memory;
 use crate::model::weights::{self, Lazy};
 
 const TENSORS: &str = "state.safetensors";
@@ -50,6 +51,8 @@ pub fn save(
     if target.exists() {
         return Ok(());
     }
+    // A tensor is written from a copy of its bytes.
+    memory::give_back();
     let unfinished = FolderInProgress::beside(&target)?;
     let tensors = [
         ("weights", parameters.flat.detach()),

@@ -1,0 +1,302 @@
+//! How much memory a run on the CPU will take at most, before it takes any.
+//!
+//! Owns the prediction ([`Memory`]), what the machine has ([`limit`]) and which settings would
+//! fit where a run does not (`advice`). Computes with shapes alone; that the engine takes what
+//! is said here is its own affair (`engine/src/memory.rs`), and measured by `benches/memory`.
+//!
+//! The most is that of the largest of four moments:
+//! | moment | beside runtime and weights |
+//! |---|---|
+//! | loading | the largest weight before it is packed; of full training everything twice |
+//! | loss | all activations, and the logits of a chunk |
+//! | backward | activations up to a block, and what lies beside them while it is gone through |
+//! | validation | one block's activations of up to `VALIDATION_TOKENS` tokens |
+//!
+//! With `T` tokens in the largest micro-batch, `b` bytes of the computing dtype, hidden width
+//! `h`, widths `q`, `k` of queries and keys, `i` of the feed-forward part, rank `r`, `V` tokens
+//! of the vocabulary and `P` trained weights, in a Llama:
+//! | part | bytes |
+//! |---|---|
+//! | runtime | `RUNTIME`: libtorch, the engine, the stream; a little more in bfloat16, for each block and for each token of the vocabulary |
+//! | weights | frozen ones `b` each, or packed with their scales; trained ones 4 each (f32) |
+//! | gradients | `4·P`: those of the step so far. Those of the blocks gone through lie beside them |
+//! | optimizer | `8·P`: AdamW's two moments |
+//! | activations | `T·b·(4h + 2q + 2k + 3i)` for each block (the stream twice, normed twice; rotated queries and keys, values, what attention gives; gate, up, their product), `7·T·b·r` for the low-rank paths, copies of the adapter in bfloat16 |
+//! | workspace | what lies beside these at the moment: gradients of activations, one unpacked weight, the logits of `LOSS_ROWS` rows |
+//!
+//! Not in it: kernels that oneDNN keeps in bfloat16 for every number of rows it has met, where
+//! micro-batches differ (`docs/reference/memory.md`).
+//!
+//! Activation checkpointing would keep less of a block: its place is `kept`.
+
+mod advice;
+mod base;
+mod block;
+pub mod limit;
+
+use serde::Serialize;
+
+use self::block::{Block, Pass};
+use self::limit::Limit;
+use super::lock::Size;
+use super::{Adapter, DEFAULT_MICRO_BATCH_TOKENS, Dtype, Recipe};
+use crate::base::Architecture;
+pub use advice::{MemoryError, Setting};
+
+/// What a run takes beside its tensors: libtorch, the engine, buffers of the stream and of
+/// matrix kernels, on one thread. Measured by `benches/memory`.
+const RUNTIME: f64 = 174e6;
+
+/// What the kernels for bfloat16 take beyond that. Measured likewise.
+const RUNTIME_OF_BFLOAT16: f64 = 14e6;
+
+/// What is noted of each block, small tensors and nodes of the graph. Measured likewise.
+const RUNTIME_OF_BLOCK: f64 = 0.8e6;
+
+/// What the tokenizer takes for each of its tokens. Measured likewise.
+const RUNTIME_OF_TOKEN: f64 = 250.0;
+
+/// Rows whose logits are there at a time (`engine/src/ops/cross_entropy.rs`).
+const LOSS_ROWS: f64 = 512.0;
+
+/// Tokens that are measured in one forward pass (`engine/src/eval`).
+const VALIDATION_TOKENS: f64 = 8192.0;
+
+/// Bytes of what is noted for each token: ids, positions, angles, targets, all of them twice.
+const PER_TOKEN: f64 = 160.0;
+
+/// Bytes of a number in f32.
+const F32: f64 = 4.0;
+
+/// Bytes of a file that are read at a time, twice (`engine/src/model/weights.rs`).
+const PIECES: f64 = 8e6;
+
+/// The moment at which a run takes most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Moment {
+    /// The base is read.
+    Loading,
+    /// The loss of a micro-batch is found.
+    Loss,
+    /// A block's backward pass.
+    Backward,
+    /// The loss on rows that are not trained.
+    Validation,
+}
+
+/// Predicted bytes at that moment, by what they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// The program and its libraries, the tokenizer, the stream.
+    pub runtime: u64,
+    /// Frozen and trained weights.
+    pub weights: u64,
+    /// Gradients of trained weights.
+    pub gradients: u64,
+    /// The optimiser's state.
+    pub optimizer: u64,
+    /// What is kept between forward and backward pass.
+    pub activations: u64,
+    /// What is needed beside all this for a moment.
+    pub workspace: u64,
+    /// When.
+    #[serde(skip)]
+    pub moment: Moment,
+}
+
+/// What a run is made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run<'a> {
+    pub(super) recipe: &'a Recipe,
+    pub(super) architecture: &'a Architecture,
+    /// Weights that are trained.
+    pub(super) trained: u64,
+    /// What training takes.
+    pub(super) size: &'a Size,
+    /// Tokens of all rows that are not trained.
+    pub(super) held_out: u64,
+}
+
+impl Memory {
+    /// Predicts a run.
+    pub(super) fn predict(run: &Run<'_>) -> Self {
+        let frozen = match run.recipe.adapter {
+            Adapter::Full => base::Base::default(),
+            Adapter::Lora(_) => base::frozen(run.architecture, &run.recipe.base.storage()),
+        };
+        let prediction = Prediction { run: *run, frozen };
+        let most = larger(prediction.loading(), prediction.training());
+        match prediction.validation() {
+            Some(validation) => larger(most, validation),
+            None => most,
+        }
+    }
+
+    /// Everything together.
+    pub fn total(&self) -> u64 {
+        let Self { runtime, weights, gradients, optimizer, activations, workspace, moment: _ } =
+            *self;
+        [runtime, weights, gradients, optimizer, activations, workspace]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+    }
+}
+
+/// The first unless the second is larger.
+fn larger(one: Memory, other: Memory) -> Memory {
+    if other.total() > one.total() { other } else { one }
+}
+
+impl Run<'_> {
+    /// Refuses the run that was predicted so where there is less.
+    pub(super) fn fit(&self, predicted: &Memory, limit: Limit) -> Result<(), MemoryError> {
+        match predicted.total() > limit.bytes {
+            true => Err(advice::refusal(self, predicted, limit)),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A run, and what its weights take.
+struct Prediction<'a> {
+    run: Run<'a>,
+    frozen: base::Base,
+}
+
+impl Prediction<'_> {
+    /// Tokens of the largest micro-batch: as many windows as may go together, as full as they
+    /// are on average. A window is never cut.
+    fn rows(&self) -> f64 {
+        let Recipe { data, train, .. } = self.run.recipe;
+        let window = data.sequence_length.max(1) as f64;
+        let whole = (train.tokens_per_step as f64).max(window);
+        let limit = train.micro_batch_tokens.unwrap_or(DEFAULT_MICRO_BATCH_TOKENS) as f64;
+        let limit = limit.min(whole);
+        let full = self.run.size.tokens as f64 / (self.run.size.windows as f64 * window).max(1.0);
+        let together = (limit / (window * full.clamp(0.01, 1.0))).floor().max(1.0);
+        (together * window).min(limit.max(window)).min(self.run.size.tokens.max(1) as f64)
+    }
+
+    fn pass(&self, rows: f64) -> Pass<'_> {
+        Pass {
+            rows,
+            width: base::width(self.run.recipe.base.dtype),
+            hidden: self.run.architecture.hidden_size as f64,
+            recipe: self.run.recipe,
+            storage: self.run.recipe.base.storage(),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        matches!(self.run.recipe.adapter, Adapter::Full)
+    }
+
+    fn runtime(&self) -> f64 {
+        let Architecture { vocab_size, layers, .. } = self.run.architecture;
+        let kernels = match self.run.recipe.base.dtype {
+            Dtype::Bfloat16 => RUNTIME_OF_BFLOAT16,
+            Dtype::Float32 => 0.0,
+        };
+        let (blocks, words) = (layers.len() as f64, *vocab_size as f64);
+        RUNTIME + kernels + blocks * RUNTIME_OF_BLOCK + words * RUNTIME_OF_TOKEN
+    }
+
+    /// Bytes of a number for each trained weight.
+    fn trained(&self) -> f64 {
+        self.run.trained as f64 * F32
+    }
+
+    fn memory(&self, moment: Moment, gradients: f64, activations: f64, workspace: f64) -> Memory {
+        let optimizer = if moment == Moment::Loading { 0.0 } else { 2.0 * self.trained() };
+        Memory {
+            runtime: self.runtime() as u64,
+            weights: (self.frozen.bytes + self.trained()) as u64,
+            gradients: gradients as u64,
+            optimizer: optimizer as u64,
+            activations: activations as u64,
+            workspace: workspace as u64,
+            moment,
+        }
+    }
+
+    fn loading(&self) -> Memory {
+        // Full training lays all weights out once more, end to end.
+        let again = if self.is_full() { self.trained() } else { self.frozen.largest_unpacked };
+        self.memory(Moment::Loading, 0.0, 0.0, again + PIECES)
+    }
+
+    /// The largest moment of a step.
+    fn training(&self) -> Memory {
+        let pass = self.pass(self.rows());
+        let blocks = self.run.architecture.layers.iter().enumerate();
+        let blocks: Vec<Block> =
+            blocks.map(|(index, layer)| pass.block(layer, index == 0)).collect();
+        let all: f64 = blocks.iter().map(kept).sum();
+        let notes = pass.rows * PER_TOKEN;
+        let h = pass.rows(pass.hidden);
+        // The input of the last norm is kept.
+        let loss = self.memory(Moment::Loss, self.trained(), all + h + notes, self.loss(&pass));
+        let mut most = loss;
+        let (mut below, mut above) = (0.0, self.trained());
+        for block in &blocks {
+            let beside = |bytes: f64| (bytes - kept(block)).max(0.0);
+            above -= block.gradients;
+            let done =
+                if self.is_full() { self.trained() + above.max(0.0) } else { 2.0 * self.trained() };
+            let kept = below + kept(block) + notes;
+            let forward = self.memory(Moment::Loss, self.trained(), kept, beside(block.forward));
+            let backward = self.memory(Moment::Backward, done, kept, beside(block.backward));
+            most = larger(larger(most, forward), backward);
+            below = kept - notes;
+        }
+        most
+    }
+
+    /// What the loss takes beside what is kept: the last hidden states, those that predict,
+    /// their gradient, and the logits of a chunk.
+    fn loss(&self, pass: &Pass<'_>) -> f64 {
+        let (h, words) = (pass.rows(pass.hidden), self.run.architecture.vocab_size as f64);
+        let chunk = LOSS_ROWS.min(pass.rows) * words;
+        if !self.is_full() {
+            return (3.0 * h + chunk * pass.width).max(4.0 * h);
+        }
+        // Through libtorch's graph: probabilities, their gradient and that of the logits in
+        // f32; the gradient of the projection so far and that of the chunk.
+        let table = words * pass.hidden;
+        let narrow = if pass.width < F32 { (chunk + 2.0 * table) * pass.width } else { 0.0 };
+        (3.0 * h + chunk * 3.0 * F32 + 2.0 * table * F32 + narrow).max(4.0 * h)
+    }
+
+    /// One block at a time, without a graph.
+    fn validation(&self) -> Option<Memory> {
+        if self.run.held_out == 0 {
+            return None;
+        }
+        let pass = self.pass(VALIDATION_TOKENS.min(self.run.held_out as f64));
+        let wide = self.run.architecture.layers.iter().map(|layer| {
+            let widths = layer.widths();
+            let fed = 4.0 * pass.hidden + 3.0 * widths.intermediate as f64;
+            let attended = 2.0 * pass.hidden + 3.0 * (widths.queries + widths.keys) as f64;
+            fed.max(attended)
+        });
+        let block = pass.rows(wide.fold(0.0, f64::max));
+        let words = LOSS_ROWS.min(pass.rows) * self.run.architecture.vocab_size as f64 * pass.width;
+        let loss = pass.rows(3.0 * pass.hidden) + words * if self.is_full() { 3.0 } else { 1.0 };
+        Some(self.memory(Moment::Validation, 0.0, 0.0, block.max(loss) + pass.rows * PER_TOKEN))
+    }
+}
+
+/// What a block keeps for its backward pass: everything, until it can be told to keep its
+/// input alone and to compute the rest again.
+fn kept(block: &Block) -> f64 {
+    block.kept
+}
+
+/// Bytes of a tensor. In f64: a hostile shape gives a large number, and no overflow.
+fn bytes_of(shape: &[usize], width: f64) -> f64 {
+    shape.iter().fold(width, |bytes, size| bytes * *size as f64)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+use super::limit::By;
+use super::*;
+use crate::diagnose::Diagnose as _;
+use crate::recipe::Quantization;
+
+fn recipe() -> Recipe {
+    let recipe = serde_json::json!({
+        "heirloom": 1, "name": "test", "base": {"model": "base"},
+        "adapter": {"lora": {"rank": 2, "alpha": 4}},
+        "data": {"purpose": ["dpv:ServiceProvision"], "sequence_length": 128,
+                 "train": [{"path": "train.parquet", "format": "chat"}]},
+        "train": {"epochs": 1, "tokens_per_step": 1024, "seed": 7,
+                  "optimizer": {"adamw": {"lr": 0.001}}}
+    });
+    serde_json::from_value(recipe).unwrap()
+}
+
+/// Everything `width` wide, with a vocabulary of as many tokens.
+fn llama(width: usize, layers: usize) -> Architecture {
+    let folder = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({
+        "model_type": "llama", "vocab_size": width, "hidden_size": width,
+        "intermediate_size": width, "num_hidden_layers": layers,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": width / 2,
+        "max_position_embeddings": 128,
+    });
+    fs_err::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    Architecture::open(folder.path()).unwrap()
+}
+
+/// Full windows.
+fn size() -> Size {
+    let windows = 1000;
+    let size = serde_json::json!({
+        "tokens": windows * 128, "trained_tokens": windows * 128, "windows": windows,
+        "dropped_overlong": 0, "cut_overlong": 0, "held_out": 0, "steps_by_epoch": [125], "steps": 125
+    });
+    serde_json::from_value(size).unwrap()
+}
+
+fn predict(recipe: &Recipe, architecture: &Architecture, trained: u64) -> Memory {
+    let size = size();
+    Memory::predict(&Run { recipe, architecture, trained, size: &size, held_out: 0 })
+}
+
+/// Weights of adapters of rank 2 on the seven layers of each block.
+fn trained(width: u64, layers: u64) -> u64 {
+    layers * 7 * 2 * (width + width)
+}
+
+#[test]
+fn the_parts_are_those_of_the_table() {
+    let (recipe, model) = (recipe(), llama(64, 3));
+    let memory = predict(&recipe, &model, trained(64, 3));
+    assert_eq!(memory.weights, 4 * (model.parameter_count() + trained(64, 3)));
+    assert_eq!(memory.optimizer, 8 * trained(64, 3));
+    assert!(memory.gradients >= 4 * trained(64, 3) && memory.gradients <= 8 * trained(64, 3));
+    // The first block keeps no input.
+    let rows = 1024 * 4;
+    let kept = rows * (3 * 64 * (4 + 2 + 2 + 3) - 64 + 3 * 7 * 2);
+    let least = kept..kept + 1024 * 600;
+    assert!(least.contains(&memory.activations), "{least:?} {memory:?}");
+}
+
+#[test]
+fn tokens_of_a_micro_batch_are_what_the_stream_gives() {
+    let (mut recipe, model) = (recipe(), llama(256, 6));
+    let whole = predict(&recipe, &model, 0).activations;
+    recipe.train.micro_batch_tokens = Some(512);
+    let half = predict(&recipe, &model, 0).activations;
+    assert!((1.9..2.1).contains(&(whole as f64 / half as f64)), "{whole} {half}");
+    // Half a window more is no window more.
+    recipe.train.micro_batch_tokens = Some(512 + 64);
+    assert_eq!(predict(&recipe, &model, 0).activations, half);
+    // More than the step has.
+    recipe.train.micro_batch_tokens = Some(1 << 20);
+    assert_eq!(predict(&recipe, &model, 0).activations, whole);
+}
+
+#[test]
+fn fewer_bits_take_less() {
+    let (mut recipe, model) = (recipe(), llama(512, 3));
+    recipe.base.dtype = Dtype::Bfloat16;
+    let table = 2 * 2 * 512 * 512;
+    let of = |recipe: &Recipe, quantization| {
+        let mut recipe = recipe.clone();
+        recipe.base.quantization = quantization;
+        predict(&recipe, &model, 0).weights - table
+    };
+    let values = 3 * 7 * 512 * 512;
+    let norms = 7 * 512 * 2;
+    assert_eq!(of(&recipe, Quantization::None), 2 * values + norms);
+    assert_eq!(of(&recipe, Quantization::Nf4), values / 2 + values / 64 * 4 + norms);
+    assert_eq!(
+        of(&recipe, Quantization::Nf4Double),
+        values / 2 + values / 64 + 21 * (512 * 512 / 64 / 256 * 4 + 1024) + norms
+    );
+    assert_eq!(of(&recipe, Quantization::Int8), values + 21 * 512 * 4 + norms);
+    recipe.base.unquantized = vec!["down_proj".to_owned()];
+    // Two bytes for each of these instead of one.
+    let kept = 3 * 512 * 512;
+    assert_eq!(of(&recipe, Quantization::Fp8), values + kept + 18 * 512 * 4 + norms);
+}
+
+#[test]
+fn numbers_beyond_all_memory_stay_the_largest_number() {
+    let mut recipe = recipe();
+    recipe.train.tokens_per_step = usize::MAX;
+    recipe.train.micro_batch_tokens = Some(usize::MAX);
+    let mut size = size();
+    (size.tokens, size.windows) = (u64::MAX, u64::MAX);
+    let architecture = llama(1 << 24, 4096);
+    let run = Run {
+        recipe: &recipe,
+        architecture: &architecture,
+        trained: u64::MAX,
+        size: &size,
+        held_out: u64::MAX,
+    };
+    assert_eq!(Memory::predict(&run).total(), u64::MAX);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_settings_that_do() {
+    let (recipe, model, size) = (recipe(), llama(1024, 4), size());
+    let run = Run {
+        recipe: &recipe,
+        architecture: &model,
+        trained: trained(1024, 4),
+        size: &size,
+        held_out: 0,
+    };
+    let memory = Memory::predict(&run);
+    let limit = |bytes| Limit { bytes, by: By::Variable };
+    assert!(run.fit(&memory, limit(memory.total())).is_ok());
+    for share in [99, 90, 80, 70, 60] {
+        let bytes = memory.total() * share / 100;
+        let refused = run.fit(&memory, limit(bytes)).unwrap_err();
+        assert!(!refused.fitting.is_empty(), "{share}");
+        for setting in &refused.fitting {
+            assert!(setting.memory_bytes <= bytes, "{share} {setting:?}");
+        }
+        let sets = |setting: &Setting| setting.set.len();
+        assert!(refused.fitting.is_sorted_by_key(sets), "{refused:?}");
+        assert_eq!(refused.details().len(), refused.fitting.len());
+    }
+    let most = run.fit(&memory, limit(memory.total() - 1)).unwrap_err();
+    assert_eq!(most.fitting[0].set, ["train.micro_batch_tokens=512"]);
+    let none = run.fit(&memory, limit(1)).unwrap_err();
+    assert!(none.fitting.is_empty() && none.hint().unwrap().contains("another machine"));
+}
