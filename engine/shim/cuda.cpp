@@ -6,6 +6,7 @@
 
 #include "shim.h"
 
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/torch.h>
 
@@ -17,6 +18,19 @@ char *heirloom_cuda_stream(int32_t index, void **stream) {
         const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
         const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
         *stream = guard.getStreamNativeHandle(guard.getStream(device));
+    });
+}
+
+// Most bytes given out at once on a device since they were last forgotten.
+char *heirloom_cuda_memory(int32_t index, bool forget, int64_t *bytes) {
+    return heirloom_guarded([&] {
+        const auto device = static_cast<c10::DeviceIndex>(index);
+        c10::DeviceAllocator *allocator = c10::getDeviceAllocator(c10::DeviceType::CUDA);
+        *bytes = allocator->getDeviceStats(device).allocated_bytes[0].peak;
+        if (forget) {
+            allocator->emptyCache();
+            allocator->resetPeakStats(device);
+        }
     });
 }
 

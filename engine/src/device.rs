@@ -1,6 +1,6 @@
 //! Where tensors live.
 //!
-//! Owns opening CUDA. libtorch's CUDA part is a library of its own that registers itself
+//! Owns opening CUDA, and what a device says of itself. libtorch's CUDA part is a library of its own that registers itself
 //! when it is opened; opened after anything has asked libtorch about CUDA it stays absent
 //! for good. So it is opened here, before the first question, and only when asked for.
 
@@ -11,6 +11,7 @@ use heirloom::job;
 use tch::{Cuda, Device};
 
 use crate::error::{EngineError, Result};
+use crate::ops::native;
 
 /// The library that brings CUDA into libtorch.
 const LIBRARY: &CStr = c"libtorch_cuda.so";
@@ -22,6 +23,11 @@ const NOW_AND_GLOBAL: c_int = 0x2 | 0x100;
 unsafe extern "C" {
     fn dlopen(name: *const c_char, flags: c_int) -> *mut c_void;
     fn dlerror() -> *const c_char;
+}
+
+#[expect(unsafe_code, reason = "a function of C++")]
+unsafe extern "C" {
+    fn heirloom_cuda_memory(device: i32, forget: bool, bytes: *mut i64) -> *mut c_char;
 }
 
 /// Makes sure that a device is there.
@@ -40,6 +46,33 @@ pub fn open(device: job::Device) -> Result<Device> {
         1 => "there is only `cuda:0`".to_owned(),
         _ => format!("there are only `cuda:0` to `cuda:{}`", found - 1),
     }))
+}
+
+/// Waits until a device has done all that was asked of it.
+pub fn finish(device: Device) {
+    if let Device::Cuda(index) = device {
+        Cuda::synchronize(index as i64);
+    }
+}
+
+/// Most bytes of a device that libtorch gave out at once, since it was told to forget; `None` of
+/// what is no device of CUDA.
+pub fn peak(device: Device) -> Result<Option<u64>> {
+    memory(device, false)
+}
+
+/// Forgets the peak, and gives back what is kept for later.
+pub fn forget_peak(device: Device) -> Result<()> {
+    memory(device, true).map(drop)
+}
+
+fn memory(device: Device, forget: bool) -> Result<Option<u64>> {
+    let Device::Cuda(index) = device else { return Ok(None) };
+    let mut bytes = 0;
+    #[expect(unsafe_code, reason = "a function of C++")]
+    // SAFETY: the place lives throughout the call.
+    native::check(unsafe { heirloom_cuda_memory(index as i32, forget, &raw mut bytes) })?;
+    Ok(u64::try_from(bytes).ok())
 }
 
 /// The library of libtorch that needs NVRTC, and so opens it from where it lies.

@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use self::machine::{Machine, MatrixRate};
 use super::train;
+use crate::device;
 use crate::error::{EngineError, Result};
 use crate::model::weights;
 use crate::ops::profile::{self, Operation};
@@ -77,13 +78,15 @@ impl Measured {
 
 /// Measures the steps of the work that comes on the standard input.
 pub(super) fn bench(job: &Bench, printer: Printer) -> Result<(), Failure> {
+    // Before anything else asks libtorch: it learns of CUDA now or never.
+    let device = device::open(job.device)?;
     let work: Work = serde_json::from_reader(io::stdin().lock())
         .map_err(|source| EngineError::NoJob { source })?;
-    let machine = Machine::look();
+    let machine = Machine::look(job.device);
     let kind = weights::kind(work.recipe.base.dtype);
-    let (steps, peak_memory_bytes) = measure(work, job.steps, printer)?;
+    let (steps, peak_memory_bytes) = measure(work, job.steps, device, printer)?;
     // Last: its tensors are no part of the peak.
-    let matrix_rate = machine::matrix_rate(kind)?;
+    let matrix_rate = machine::matrix_rate(kind, device)?;
     let report = report(steps, peak_memory_bytes, matrix_rate, machine)?;
     if job.json {
         let text = serde_json::to_string_pretty(&report)
@@ -97,15 +100,18 @@ pub(super) fn bench(job: &Bench, printer: Printer) -> Result<(), Failure> {
 fn measure(
     work: Work,
     count: usize,
+    device: tch::Device,
     printer: Printer,
 ) -> Result<(Vec<Measured>, Option<u64>), Failure> {
     let Work { mut recipe, lock } = work;
     let (base, encoder, _) = train::open(&mut recipe, &lock)?;
-    let mut trainer = Trainer::open(&recipe, &base, &lock.training, None)?;
+    let mut trainer = Trainer::open(&recipe, &base, &lock.training, None, device)?;
     // However short the data: a bench begins another pass.
     let spec = Spec { epochs: u32::MAX, ..Spec::locked(&recipe, &lock)? };
     let mut stream = Stream::open(spec, encoder, Position::default())?;
     let total = WARM_UP_STEPS + count;
+    // What a device held while the base was loaded is no part of training.
+    device::forget_peak(device)?;
     let bar = printer.bar(total as u64, "steps");
     let mut steps = Vec::with_capacity(count);
     for number in 0..total {
@@ -118,6 +124,7 @@ fn measure(
             let ended = || EngineError::StreamEnded { step: number as u64, steps: total as u64 };
             let step = rows.ok_or_else(ended)?;
             trainer.step(&step, 1, began)?;
+            device::finish(device);
             Ok(step)
         });
         let seconds = began.elapsed().as_secs_f64();
@@ -136,7 +143,11 @@ fn measure(
         });
     }
     bar.finish_and_clear();
-    Ok((steps, train::peak_memory()))
+    let peak = match device {
+        tch::Device::Cpu => train::peak_memory(),
+        _ => device::peak(device)?,
+    };
+    Ok((steps, peak))
 }
 
 fn report(
@@ -196,7 +207,11 @@ fn shares(step: &Measured) -> Vec<Share> {
 fn say(report: &Report, printer: Printer) -> Result<(), Failure> {
     let Report { machine, matrix_rate, step_seconds_range: (fastest, slowest), .. } = report;
     let memory = report.peak_memory_bytes.map_or("unknown".to_owned(), |bytes| {
-        format!("{:.0} MiB at most, the program and its libraries included", mebibytes(bytes))
+        let what = match report.machine.is_processor() {
+            true => "the program and its libraries included",
+            false => "of the device, from the first step on",
+        };
+        format!("{:.0} MiB at most, {what}", mebibytes(bytes))
     });
     let lines = [
         format!("machine  {machine}"),
@@ -241,6 +256,8 @@ fn mebibytes(bytes: u64) -> f64 {
 mod tests {
     use std::time::Duration;
 
+    use heirloom::job::Device;
+
     use super::*;
 
     fn step(seconds: f64, tokens: u64) -> Measured {
@@ -264,7 +281,7 @@ mod tests {
 
     fn of(steps: Vec<Measured>) -> Report {
         let rate = MatrixRate { gflops: 200.0, dtype: "float32", size: 2 };
-        report(steps, Some(1), rate, Machine::look()).unwrap()
+        report(steps, Some(1), rate, Machine::look(Device::Cpu)).unwrap()
     }
 
     #[test]
