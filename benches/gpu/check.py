@@ -23,6 +23,8 @@ from pathlib import Path
 WARM_UP_STEPS = 3
 # Name, Heirloom's `base.quantization`, the peer's (none trains over a base in fp8).
 BENCHES = [("LoRA, bf16 base", "none", "none"), ("QLoRA, nf4 base", "nf4", "nf4"), ("LoRA, fp8 base", "fp8", "none")]
+# Steps on the small shape whose losses are compared, and how far they may be apart, relatively.
+LOSS_STEPS, LOSS_BOUND = 10, 1e-3
 # Tests that take a device; all others have run wherever this was built.
 TESTS = ["ops::", "quant::", "train::"]
 
@@ -86,17 +88,17 @@ def tests(run):
             "seconds": time.monotonic() - began, "on_device": bool(device)}
 
 
-def recipe(run, quantization):
-    """The recipe of a bench, as ../engine has it, over a base that has no weights."""
+def recipe(run, quantization, shape=None, dtype="bfloat16", steps=None):
+    """The recipe of ../engine over what lies in the folder."""
     sys.path.insert(0, str(run.folder / "benches" / "engine"))
     import work
 
-    shape = run.args.shape
-    made = work.recipe(shape, "bfloat16", quantization, WARM_UP_STEPS + run.args.steps)
+    shape = shape or run.args.shape
+    made = work.recipe(shape, dtype, quantization, steps or WARM_UP_STEPS + run.args.steps)
     data = Path("data") / shape
     made["base"]["model"] = str(data / "base")
     made["data"]["train"][0]["path"] = str(data / "rows.parquet")
-    path = run.out / f"{shape}-{quantization}.recipe.json"
+    path = run.out / f"{shape}-{dtype}-{quantization}.recipe.json"
     path.write_text(json.dumps(made, indent=1))
     return path
 
@@ -119,6 +121,30 @@ def peer(run, quantization, liger):
     # Of an even number the slower, as `heirloom bench`.
     seconds = statistics.median_high(report["seconds"][WARM_UP_STEPS:])
     return report | {"step_seconds": seconds, "tokens_per_second": report["tokens_per_step"] / seconds}
+
+
+def losses(run):
+    """The losses of a few steps in float32, on the processor and on the device, by quantisation.
+
+    Without a device the second is computed by plain tensor operations."""
+    found = {}
+    for quantization in ("none", "nf4"):
+        path = recipe(run, quantization, shape="tiny", dtype="float32", steps=LOSS_STEPS)
+        where = {"processor": ("cpu", {}), "device": (run.args.device, {})}
+        if run.args.device == "cpu":
+            where["device"] = ("cpu", {"HEIRLOOM_OPS": "reference"})
+        curves = {}
+        for name, (device, variables) in where.items():
+            folder = run.out / "runs" / f"{quantization}-{name}"
+            command = [run.folder / "bin" / "heirloom", "train", path, "--run", folder, "--device", device]
+            status, _ = run.call(f"losses-{quantization}-{name}", command, **variables)
+            lines = (folder / "metrics.jsonl").read_text().splitlines() if status == 0 else []
+            curves[name] = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+        apart = [abs(a / b - 1) for a, b in zip(curves["device"], curves["processor"])]
+        enough = len(apart) == LOSS_STEPS
+        found[quantization] = curves | {"largest_difference": max(apart) if enough else None,
+                                        "same": enough and max(apart) <= LOSS_BOUND}
+    return found
 
 
 def benches(run):
@@ -168,7 +194,12 @@ def table(result):
     ran = result["tests"]
     lines += ["", f"tests: {ran['passed']} passed, {ran['failed']} failed"
               + ("" if ran["on_device"] else "; on the processor alone") + f" ({ran['seconds']:.0f} s)"]
-    return "\n".join(lines + [f"  failed: {name}" for name in ran["failures"]])
+    lines += [f"  failed: {name}" for name in ran["failures"]]
+    for quantization, curves in result["losses"].items():
+        apart = curves["largest_difference"]
+        lines.append(f"losses over a base in {quantization}: "
+                     + ("no curves" if apart is None else f"at most {apart:.1e} apart, relatively"))
+    return "\n".join(lines)
 
 
 def main():
@@ -182,11 +213,12 @@ def main():
     run = Run(parser.parse_args())
     result = {"machine": machine(run), "settings": {"device": run.args.device, "shape": run.args.shape,
                                                     "steps": run.args.steps}}
-    result |= {"tests": tests(run), "benches": benches(run)}
+    result |= {"tests": tests(run), "losses": losses(run), "benches": benches(run)}
     result["child_peak_rss_kb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     (run.out / "gpu-check.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
-    wrong = result["tests"]["status"] != 0 or any("failed" in bench["heirloom"] for bench in result["benches"])
+    wrong = (result["tests"]["status"] != 0 or any("failed" in bench["heirloom"] for bench in result["benches"])
+             or not all(curves["same"] for curves in result["losses"].values()))
     sys.exit(1 if wrong else 0)
 
 

@@ -123,8 +123,7 @@ impl Decoder {
         let (chosen, kind) = (quantized_weights(base, storage), weights::kind(storage.dtype));
         Self::build(&base.architecture, kind, |name, shape| {
             let drawn = weights::draw(&base.architecture, name, shape, device)?;
-            let how =
-                if chosen.contains(name) { storage.quantization } else { Quantization::None };
+            let how = if chosen.contains(name) { storage.quantization } else { Quantization::None };
             let wide = name.ends_with("e_score_correction_bias");
             let drawn = drawn.f_to_kind(if wide { Kind::Float } else { kind })?;
             match Quantized::pack(&drawn, how)? {

@@ -251,7 +251,8 @@ impl RmsNorm {
         };
         // SAFETY: as in `forward`.
         unsafe {
-            let (kernel, grid) = (cuda::RMS_NORM_BACKWARD, Grid::rows(job.rows, job.width, THREADS));
+            let (kernel, grid) =
+                (cuda::RMS_NORM_BACKWARD, Grid::rows(job.rows, job.width, THREADS));
             run(x, &job, heirloom_rms_norm_backward, kernel, grid)?;
         }
         Ok(result)

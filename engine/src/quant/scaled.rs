@@ -94,7 +94,7 @@ fn quantized_plainly(x: &Tensor) -> Result<(Tensor, Tensor)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::cuda::emulated;
+    use crate::ops::cuda::{backends, emulated};
 
     fn draw(rows: i64, width: i64, kind: Kind) -> Tensor {
         Tensor::randn([rows, width], (Kind::Float, Device::Cpu)).to_kind(kind)
@@ -155,6 +155,30 @@ mod tests {
             let unquantised = wide(&x).matmul(&weight_again.tr()) + wide(&bias);
             let lost = (&exact - &unquantised).norm() / unquantised.norm().clamp_min(1e-9);
             assert!(lost.double_value(&[]) < 0.04, "{lost}");
+        }
+    }
+
+    /// What a device's units make of it: the same numbers, added in another order.
+    #[test]
+    fn on_a_device_products_are_those_of_the_tensor_calls() {
+        let Some(index) = backends::device() else { return };
+        if cuda::capability(index).unwrap() < CAPABILITY {
+            return;
+        }
+        tch::manual_seed(6);
+        for (rows, out_features, in_features) in [(1, 16, 16), (33, 48, 160), (257, 4096, 1024)] {
+            let weight = Fp8::pack_rows(&draw(out_features, in_features, Kind::BFloat16)).unwrap();
+            let x = draw(rows, in_features, Kind::BFloat16);
+            let bias = draw(1, out_features, Kind::BFloat16).view(-1);
+            let expected = plain(&x, &weight, Some(&bias)).unwrap();
+            let there = Device::Cuda(index);
+            let weight = weight.to(there).unwrap();
+            assert!(serves(&weight, Kind::BFloat16));
+            let found = product(&x.to(there), &weight, Some(&bias.to(there))).unwrap();
+            let apart =
+                (found.to(Device::Cpu).to_kind(Kind::Float) - expected.to_kind(Kind::Float)).norm()
+                    / expected.to_kind(Kind::Float).norm();
+            assert!(apart.double_value(&[]) < 4e-3, "{rows} {out_features}: {apart}");
         }
     }
 

@@ -36,8 +36,7 @@ pub fn nll_sum(model: &Decoder, batch: &MicroBatch, train: bool) -> Result<Optio
     let ids = there(&targets)?;
     // Nearly every row has plain weights: those pay nothing for the others.
     let plain = weights.iter().all(|weight| *weight == 1.0);
-    let weights =
-        if plain { None } else { Some(Tensor::f_from_slice(&weights)?.f_to(device)?) };
+    let weights = if plain { None } else { Some(Tensor::f_from_slice(&weights)?.f_to(device)?) };
     let targets = Targets { ids: &ids, weights: weights.as_ref() };
     Ok(Some(of_hidden(model, &predicting, targets)?))
 }

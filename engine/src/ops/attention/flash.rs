@@ -198,7 +198,8 @@ mod tests {
 
     #[test]
     fn what_the_kernels_cannot_do_is_left_to_the_reference() {
-        let (q, sinks) = (heads(Kind::BFloat16, 64), Tensor::zeros([2], (Kind::Float, Device::Cpu)));
+        let (q, sinks) =
+            (heads(Kind::BFloat16, 64), Tensor::zeros([2], (Kind::Float, Device::Cpu)));
         assert!(takes(&q, &q, &q, &scores()));
         assert!(!takes(&q, &q, &heads(Kind::BFloat16, 32), &scores()));
         for (kind, width) in [(Kind::Float, 64), (Kind::BFloat16, 60), (Kind::Half, 264)] {

@@ -223,8 +223,8 @@ mod tests {
         assert!(matches!(error, CudaError::NoStream { index: 0, .. }), "{error}");
         let error = capability(0).unwrap_err();
         let missing = CudaError::NoLibrary { library: "libcuda.so.1" };
-        let known = error.to_string() == missing.to_string()
-            || matches!(error, CudaError::Driver { .. });
+        let known =
+            error.to_string() == missing.to_string() || matches!(error, CudaError::Driver { .. });
         assert!(known, "{error}");
     }
 }
