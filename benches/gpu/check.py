@@ -78,7 +78,10 @@ class Run:
 
 def tests(run):
     """Results of the engine's tests with the device as one of those that are put to the test."""
-    device = {} if run.args.device == "cpu" else {"HEIRLOOM_TEST_DEVICE": run.args.device, "HEIRLOOM_TEST_NVRTC": "1"}
+    device = {} if run.args.device == "cpu" else {
+        "HEIRLOOM_TEST_DEVICE": run.args.device, "HEIRLOOM_TEST_NVRTC": "1",
+        # libtorch learns of CUDA at the first question, which any test may ask.
+        "LD_PRELOAD": "libtorch_cuda.so"}
     began = time.monotonic()
     status, text = run.call("tests", [run.folder / "bin" / "engine-tests", "--test-threads=1", *TESTS], **device)
     counts = re.search(r"test result: \w+\. (\d+) passed; (\d+) failed", text)
@@ -95,6 +98,8 @@ def recipe(run, quantization, shape=None, dtype="bfloat16", steps=None):
 
     shape = shape or run.args.shape
     made = work.recipe(shape, dtype, quantization, steps or WARM_UP_STEPS + run.args.steps)
+    # One sequence at a time: neither program recomputes activations.
+    made["train"]["micro_batch_tokens"] = made["data"]["sequence_length"]
     data = Path("data") / shape
     made["base"]["model"] = str(data / "base")
     made["data"]["train"][0]["path"] = str(data / "rows.parquet")
