@@ -78,7 +78,8 @@ fn takes(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> bool {
     let alike = [k, v].iter().all(|x| x.kind() == q.kind() && x.device() == q.device());
     let width = q.size().last().copied().unwrap_or(0);
     let same = [k, v].iter().all(|x| x.size().last() == Some(&width));
-    let fits = same && width > 0 && width <= WIDEST && width % STEP == 0;
+    let rows = q.size().first().copied().unwrap_or(0);
+    let fits = same && rows > 0 && width > 0 && width <= WIDEST && width % STEP == 0;
     narrow && alike && fits && scores.softcap.is_none() && scores.sinks.is_none()
 }
 
@@ -206,6 +207,8 @@ mod tests {
             let q = heads(kind, width);
             assert!(!takes(&q, &q, &q, &scores()), "{kind:?} {width}");
         }
+        let none = q.narrow(0, 0, 0);
+        assert!(!takes(&none, &none, &none, &scores()));
         assert!(!takes(&q, &q, &q, &Scores { softcap: Some(3.0), ..scores() }));
         assert!(!takes(&q, &q, &q, &Scores { sinks: Some(sinks), ..scores() }));
         // Nothing but a device of CUDA has them.

@@ -27,10 +27,19 @@ pub(super) fn cubin(
     architecture: &str,
     cached: bool,
 ) -> Result<Vec<u8>, CudaError> {
+    cubin_in(folder(), source, architecture, cached)
+}
+
+fn cubin_in(
+    folder: Option<PathBuf>,
+    source: &Source,
+    architecture: &str,
+    cached: bool,
+) -> Result<Vec<u8>, CudaError> {
     let (major, minor) = version()?;
     let text = format!("{NUMBERS}\n{}", source.text);
     let key = format!("{major}.{minor}\n{architecture}\n{OPTIONS:?}\n{text}");
-    let place = folder().map(|folder| {
+    let place = folder.map(|folder| {
         let digest = files::sha256_of_bytes(key.as_bytes());
         folder.join(format!("{}-{digest}.cubin", source.name))
     });
@@ -130,5 +139,51 @@ impl Drop for Program {
     fn drop(&mut self) {
         // SAFETY: nobody else destroys it. There is nothing to do about a failure.
         let _ = unsafe { result::destroy_program(self.0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ADAMW_SOURCE, GATED_SOURCE};
+    use super::*;
+
+    fn files(folder: &std::path::Path) -> Vec<PathBuf> {
+        let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn what_was_compiled_is_kept_by_source_and_generation() {
+        if super::super::tests::nvrtc_is_missing() {
+            return;
+        }
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("new");
+        let get = |source, architecture, cached| {
+            cubin_in(Some(folder.clone()), source, architecture, cached).unwrap()
+        };
+        let made = get(&ADAMW_SOURCE, "90", true);
+        assert_eq!(files(&folder).len(), 1);
+        assert_eq!(fs::read(&files(&folder)[0]).unwrap(), made);
+        // What lies there is taken as it is, and replaced where the driver would not have it.
+        fs::write(&files(&folder)[0], b"damaged").unwrap();
+        assert_eq!(get(&ADAMW_SOURCE, "90", true), b"damaged");
+        assert_eq!(get(&ADAMW_SOURCE, "90", false), made);
+        assert_eq!(get(&ADAMW_SOURCE, "90", true), made);
+        assert_ne!(get(&ADAMW_SOURCE, "80", true), made);
+        get(&GATED_SOURCE, "90", true);
+        assert_eq!(files(&folder).len(), 3);
+    }
+
+    #[test]
+    fn a_folder_that_takes_no_files_costs_time_alone() {
+        if super::super::tests::nvrtc_is_missing() {
+            return;
+        }
+        let place = tempfile::NamedTempFile::new().unwrap();
+        for folder in [None, Some(place.path().join("below a file"))] {
+            assert!(cubin_in(folder, &ADAMW_SOURCE, "90", true).unwrap().starts_with(b"\x7fELF"));
+        }
     }
 }

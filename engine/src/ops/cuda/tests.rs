@@ -14,7 +14,7 @@ const SOURCES: [&Source; 8] = [
 ];
 
 /// Says so where NVRTC is not installed; `HEIRLOOM_TEST_NVRTC=1` makes that a failure.
-fn nvrtc_is_missing() -> bool {
+pub(super) fn nvrtc_is_missing() -> bool {
     let missing = compile::version().is_err();
     assert!(!missing || std::env::var_os("HEIRLOOM_TEST_NVRTC").is_none(), "no libnvrtc.so.13");
     if missing {
