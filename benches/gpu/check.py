@@ -17,6 +17,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -42,6 +43,9 @@ class Run:
             "HEIRLOOM_KERNEL_CACHE": str(self.out / "kernels"), "RUST_BACKTRACE": "1",
         }
         self.variables["LD_LIBRARY_PATH"] = ":".join(self.libraries() + [os.environ.get("LD_LIBRARY_PATH", "")])
+        with tarfile.open(self.folder / "bin.tar.xz") as programs:
+            programs.extractall(self.out, filter="data")
+        self.bin = self.out / "bin"
         site = self.unpacked()
         self.variables["PYTHONPATH"] = ":".join([str(site), os.environ.get("PYTHONPATH", "")])
 
@@ -83,7 +87,7 @@ def tests(run):
         # libtorch learns of CUDA at the first question, which any test may ask.
         "LD_PRELOAD": "libtorch_cuda.so"}
     began = time.monotonic()
-    status, text = run.call("tests", [run.folder / "bin" / "engine-tests", "--test-threads=1", *TESTS], **device)
+    status, text = run.call("tests", [run.bin / "engine-tests", "--test-threads=1", *TESTS], **device)
     counts = re.search(r"test result: \w+\. (\d+) passed; (\d+) failed", text)
     passed, failed = map(int, counts.groups()) if counts else (0, 0)
     names = sorted(set(re.findall(r"^test (\S+) \.\.\. FAILED", text, re.M)))
@@ -109,7 +113,7 @@ def recipe(run, quantization, shape=None, dtype="bfloat16", steps=None):
 
 
 def heirloom(run, quantization):
-    command = [run.folder / "bin" / "heirloom", "bench", recipe(run, quantization), "--steps", run.args.steps,
+    command = [run.bin / "heirloom", "bench", recipe(run, quantization), "--steps", run.args.steps,
                "--random-weights", "--device", run.args.device, "--format", "json"]
     status, text = run.call(f"heirloom-{quantization}", command)
     return json.loads(text) if status == 0 else {"failed": f"status {status}"}
@@ -141,7 +145,7 @@ def losses(run):
         curves = {}
         for name, (device, variables) in where.items():
             folder = run.out / "runs" / f"{quantization}-{name}"
-            command = [run.folder / "bin" / "heirloom", "train", path, "--run", folder, "--device", device]
+            command = [run.bin / "heirloom", "train", path, "--run", folder, "--device", device]
             status, _ = run.call(f"losses-{quantization}-{name}", command, **variables)
             lines = (folder / "metrics.jsonl").read_text().splitlines() if status == 0 else []
             curves[name] = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
