@@ -73,6 +73,10 @@ pub fn frozen(
     targets: Targets<'_>,
 ) -> Result<Tensor> {
     let differentiate = hidden.requires_grad();
+    let device = hidden.device();
+    if targets.ids.device() != device || targets.weights.is_some_and(|w| w.device() != device) {
+        return Err(tch::TchError::Kind("targets on another device".to_owned()).into());
+    }
     inside(targets.ids, output.size2()?.0)?;
     let (losses, gradient) = tch::no_grad(|| -> Result<_> {
         let output = output.f_to_kind(hidden.kind())?;

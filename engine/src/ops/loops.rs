@@ -200,6 +200,7 @@ impl RmsNorm {
         let shape = x.size();
         let (rows, width) = rows_and_width(x);
         check(weight.numel() as i64 == width, "a norm is as wide as its weight")?;
+        check(weight.device() == x.device(), "a norm lies where its weight does")?;
         let same = branch.is_none_or(|branch| branch.size() == shape);
         check(same, "a residual has the shape of its branch")?;
         let weight = match kind {
@@ -312,6 +313,8 @@ pub(super) fn fit(x: &Tensor, angles: &Angles) -> bool {
 /// either.
 pub(super) fn rotate(x: &Tensor, angles: &Angles, back: bool, pairs: [bool; 2]) -> Result<Tensor> {
     check(fit(x, angles), "a rotary embedding has angles for every row")?;
+    let beside = [&angles.cos, &angles.sin].iter().all(|table| table.device() == x.device());
+    check(beside, "a rotary embedding lies where its angles do")?;
     let (rows, heads, width) = x.size3()?;
     let y = room(&x.size(), (x.kind(), x.device()))?;
     let mut x = x.f_detach()?;
