@@ -6,11 +6,30 @@ use std::path::Path;
 const FILES: [&str; 6] = [
     "shim/attention.cpp",
     "shim/cross_entropy.cpp",
+    "shim/cuda.cpp",
     "shim/elementwise.cpp",
     "shim/memory.cpp",
     "shim/node.cpp",
     "shim/quant.cpp",
 ];
+
+/// Compiles the kernels for the processor, with the device that tests run them on. Only what is
+/// built for tests links it: its search path is that of the shim.
+fn emulate(root: &Path) {
+    println!("cargo:rerun-if-changed=cuda");
+    println!("cargo:rerun-if-changed=tests/cuda");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .file("tests/cuda/emulation.cpp")
+        .include(root.join("include"))
+        .opt_level(1)
+        // Products are rounded on their own unless a kernel says otherwise.
+        .flag("-ffp-contract=off")
+        .warnings(false)
+        .cargo_metadata(false)
+        .compile("heirloom_cuda_emulated");
+}
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -36,6 +55,7 @@ fn main() {
         .flag("-fno-trapping-math")
         .warnings(false)
         .compile("heirloom_shim");
+    emulate(&root);
     // The threads of the loops; at run time it is the one that libtorch brings.
     println!("cargo:rustc-link-lib=dylib=gomp");
 }

@@ -161,6 +161,8 @@ pub enum Job {
     Train {
         /// The run folder.
         run: PathBuf,
+        /// Where to compute.
+        device: Device,
     },
     /// Measure a few steps of the [`Work`] on the standard input.
     Bench(Bench),
@@ -181,6 +183,8 @@ pub enum Job {
 pub struct Bench {
     /// Optimiser steps that are measured.
     pub steps: usize,
+    /// Where to compute.
+    pub device: Device,
     /// Print JSON instead of a table.
     pub json: bool,
 }

@@ -1,11 +1,12 @@
 """Make what benches/engine measures on: a Llama with random weights, and rows that fill windows.
 
-    python benches/engine/make.py OUT --shape 31m [--rows N] [--shapes FILE]
+    python benches/engine/make.py OUT --shape 31m [--rows N] [--shapes FILE] [--without-weights]
 
 Writes OUT/base (Transformers' own format, bfloat16, a byte-level BPE tokenizer of the shape's
 vocabulary) and OUT/rows.jsonl, whose texts have exactly as many tokens as a window, so that
 neither program pads, nor has a boundary of documents within a sequence. Everything is drawn
-from a seed.
+from a seed. Without weights the base is config.json and the tokenizer, for programs that draw
+their own; a shape that is only ever used so may have fewer tokens than rows of its tables.
 """
 
 import argparse
@@ -51,11 +52,12 @@ def main():
     parser.add_argument("--shape", default="31m")
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--shapes", type=Path, default=Path(__file__).with_name("shapes.json"))
+    parser.add_argument("--without-weights", action="store_true")
     args = parser.parse_args()
     chosen = json.loads(args.shapes.read_text())[args.shape]
     shape, length = chosen["model"], chosen["length"]
     draw = random.Random(SEED)
-    trained, words = tokenizer(shape["vocab_size"], draw)
+    trained, words = tokenizer(chosen.get("tokens", shape["vocab_size"]), draw)
     draw.shuffle(words)
     texts = [text(words, length, draw) for _ in range(args.rows)]
     for one in texts:
@@ -69,8 +71,13 @@ def main():
     torch.manual_seed(SEED)
     config = LlamaConfig(**shape, max_position_embeddings=length, tie_word_embeddings=False, dtype="bfloat16",
                          bos_token_id=None, eos_token_id=trained.token_to_id(END), pad_token_id=None)
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(base)
+    with torch.device("meta" if args.without_weights else "cpu"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    if args.without_weights:
+        config.architectures = ["LlamaForCausalLM"]
+        config.save_pretrained(base)
+    else:
+        model.save_pretrained(base)
     count = sum(weight.numel() for weight in model.parameters())
     print(json.dumps({"shape": args.shape, "parameters": count, "words": len(words), "rows": len(texts), "length": length}))
 

@@ -9,6 +9,7 @@ use heirloom::recipe::UnknownToken;
 use tch::TchError;
 
 use crate::adapter::peft_settings;
+use crate::ops::CudaError;
 
 /// What can go wrong while computing.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +141,9 @@ pub enum EngineError {
         /// The token after their last.
         last: usize,
     },
+    /// A kernel that cannot be compiled or launched.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// A device that is not there.
     #[error("there is no device `{device}`: {reason}")]
     NoDevice {
@@ -213,6 +217,7 @@ impl Diagnose for EngineError {
         let hint = match self {
             Self::Base(error) => return error.hint(),
             Self::Io(error) => return error.hint(),
+            Self::Cuda(error) => return error.hint(),
             Self::Torch(_) => {
                 "if the machine ran out of memory, lower `train.micro_batch_tokens`; otherwise \
                  please report this as a defect"
@@ -264,6 +269,7 @@ impl Diagnose for EngineError {
 
     fn blame(&self) -> Blame {
         match self {
+            Self::Cuda(error) => error.blame(),
             Self::Torch(_) | Self::StreamEnded { .. } => Blame::Defect,
             _ => Blame::User,
         }

@@ -23,7 +23,7 @@ use crate::model::Decoder;
 /// Does one job.
 pub fn run(job: &Job, printer: Printer) -> Result<(), Failure> {
     match job {
-        Job::Train { run } => train::train(run, printer),
+        Job::Train { run, device } => train::train(run, *device, printer),
         Job::Bench(job) => bench::bench(job, printer),
         Job::Evaluate(job) => evaluate::evaluate(job, printer),
         Job::Perplexity(job) => perplexity::perplexity(job, printer),

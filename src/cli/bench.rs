@@ -10,7 +10,7 @@ use super::printer::Printer;
 use super::target;
 use crate::diagnose::Failure;
 use crate::hub::Need;
-use crate::job::{self, Bench, Job, Work};
+use crate::job::{self, Bench, Device, Job, Work};
 use crate::recipe;
 use crate::recipe::plan::Plan;
 use crate::track::rows::Rows;
@@ -26,6 +26,7 @@ Examples:
   heirloom bench recipes/quickstart.yaml
   heirloom bench recipes/quickstart.yaml --set base.dtype=bfloat16 --steps 30
   heirloom bench recipes/quickstart.yaml --format json > before.json
+  heirloom bench recipes/quickstart.yaml --random-weights --device cuda
 
 For numbers to compare, let nothing else run meanwhile: the report names the machine's load. \
 OMP_NUM_THREADS is how many threads compute.")]
@@ -38,13 +39,22 @@ pub(super) struct Arguments {
     /// Optimiser steps that are measured.
     #[arg(long, value_name = "N", default_value_t = 10, allow_negative_numbers = true, value_parser = target::at_least_one)]
     steps: usize,
+    /// Where to compute: `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, default_value_t)]
+    device: Device,
+    /// Draw the base's weights instead of reading them: its folder needs none. For speed and
+    /// memory that is as good; what is learned means nothing.
+    #[arg(long)]
+    random_weights: bool,
     /// How to print the result.
     #[arg(long, value_enum, default_value_t)]
     format: Output,
 }
 
 pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
-    let literal = recipe::read(&arguments.recipe, &arguments.sets)?;
+    let mut literal = recipe::read(&arguments.recipe, &arguments.sets)?;
+    // Under an adapter no recipe may say so: a run would be of no use.
+    literal.recipe.base.from_scratch |= arguments.random_weights;
     // Before the long look at the inputs: nothing of it would be of use.
     job::engine()?;
     let literal = target::pin(literal, Need::Model, printer)?;
@@ -53,8 +63,9 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     rows.finish();
     let plan = plan?;
     check::warn(&plan, printer);
-    check::fits(&plan)?;
+    check::fits(&plan, arguments.device)?;
     let work = Work { lock: plan.lock()?, recipe: plan.recipe };
-    let bench = Bench { steps: arguments.steps, json: arguments.format == Output::Json };
+    let json = arguments.format == Output::Json;
+    let bench = Bench { steps: arguments.steps, device: arguments.device, json };
     Err(job::start_with(printer.into(), Job::Bench(bench), &work))
 }

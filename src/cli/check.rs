@@ -12,8 +12,10 @@ use super::target;
 use crate::dataset::consent::{Counts, Reason};
 use crate::diagnose::{Diagnose as _, Failure, amount};
 use crate::hub::Need;
+use crate::job::Device;
 use crate::recipe::lock::{Size, Split};
-use crate::recipe::memory::{Memory, MemoryError, Moment, Setting, limit};
+use crate::recipe::memory::limit::{self, Limit, LimitError};
+use crate::recipe::memory::{Memory, MemoryError, Moment, Setting};
 use crate::recipe::plan::{Parameters, Plan, Warning};
 use crate::recipe::problem::{Place, Problem, RecipeError};
 use crate::recipe::{self, Adapter, Base, PUBLISHING, Quantization, WriteError};
@@ -32,6 +34,10 @@ pub(super) struct Arguments {
     /// Change a value of the recipe; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
+    /// Where the run would compute: `cpu`, `cuda` or `cuda:N`. The memory of a device of CUDA is
+    /// not asked for.
+    #[arg(long, default_value_t)]
+    device: Device,
     /// How to print the result.
     #[arg(long, value_enum, default_value_t)]
     format: Output,
@@ -57,12 +63,12 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
         (Ok(plan), Output::Text) => {
             printer.data(&describe(&plan))?;
             warn(&plan, printer);
-            fits(&plan)?;
+            fits(&plan, arguments.device)?;
             printer.note(&format!("\nnext: {}", next_command(arguments)));
             return Ok(ExitStatus::Success);
         }
         (Ok(plan), Output::Json) => {
-            let limit = limit::read()?;
+            let limit = limit_of(arguments.device)?;
             let misfit = limit.and_then(|limit| plan.fits(limit).err());
             let status = if misfit.is_some() { ExitStatus::Failure } else { ExitStatus::Success };
             let path = &arguments.recipe;
@@ -81,11 +87,16 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
 }
 
 /// Refuses what takes more memory than there is.
-pub(super) fn fits(plan: &Plan) -> Result<(), Failure> {
-    match limit::read()? {
+pub(super) fn fits(plan: &Plan, device: Device) -> Result<(), Failure> {
+    match limit_of(device)? {
         Some(limit) => Ok(plan.fits(limit)?),
         None => Ok(()),
     }
+}
+
+/// What this machine has; what a device of CUDA has, only it knows.
+fn limit_of(device: Device) -> Result<Option<Limit>, LimitError> {
+    if device == Device::Cpu { limit::read() } else { Ok(None) }
 }
 
 /// Says what may be a mistake.
@@ -105,7 +116,10 @@ fn next_command(arguments: &Arguments) -> String {
     for set in &arguments.sets {
         command = format!("{command} --set {}", quoted(set));
     }
-    command
+    match arguments.device {
+        Device::Cpu => command,
+        device => format!("{command} --device {device}"),
+    }
 }
 
 /// A word as a shell takes it.

@@ -10,7 +10,7 @@ use super::target::{self, Run};
 use crate::dataset::survey::SurveyedFile;
 use crate::diagnose::{Diagnose, Failure};
 use crate::hub::Need;
-use crate::job::{self, Job};
+use crate::job::{self, Device, Job};
 use crate::provenance::{registry, tree};
 use crate::recipe::lock::{Lock, LockedData};
 use crate::recipe::plan::{Again, Plan};
@@ -43,6 +43,9 @@ pub(super) struct Arguments {
     /// The run folder [default: runs/NAME, by the recipe's name]
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
+    /// Where to compute: `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, default_value_t)]
+    device: Device,
 }
 
 /// A run that cannot be begun or gone on with.
@@ -160,7 +163,7 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
         let plan = Plan::make(&literal, Timestamp::now(), &|more| rows.advance(more))?;
         rows.finish();
         super::check::warn(&plan, printer);
-        super::check::fits(&plan)?;
+        super::check::fits(&plan, arguments.device)?;
         let rows = Rows::new(printer.into());
         plan.begin(&run, |folder, spec| {
             tree::commit(folder, spec, &|more| rows.advance(more)).map(drop)
@@ -168,7 +171,7 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
         rows.finish();
         printer.warn_of(registry::enter_run(&run));
     }
-    Err(job::start(printer.into(), Job::Train { run: path }))
+    Err(job::start(printer.into(), Job::Train { run: path, device: arguments.device }))
 }
 
 /// Refuses a place where this run cannot be.

@@ -158,11 +158,11 @@ impl<'b> Batch<'b> {
             (Some(mut past), [prompt]) if past.rest(prompt.tokens).is_some() => {
                 let rest = past.rest(prompt.tokens).unwrap_or_default();
                 computed = rest.len();
-                (model.extend(&ids(rest)?, &mut past.cache)?, past.cache)
+                (model.extend(&ids(rest, model)?, &mut past.cache)?, past.cache)
             }
             _ => {
                 let lengths: Vec<u32> = texts.iter().map(|text| text.len() as u32).collect();
-                model.prefill(&ids(&texts.concat())?, &lengths, limits.max_new_tokens)?
+                model.prefill(&ids(&texts.concat(), model)?, &lengths, limits.max_new_tokens)?
             }
         };
         let streams: Vec<u64> = prompts.iter().map(|prompt| prompt.stream).collect();
@@ -222,7 +222,7 @@ impl<'b> Batch<'b> {
     fn advance(&mut self, model: &Decoder) -> Result<Tensor> {
         let open = self.open.iter().map(|index| &self.rows[*index]);
         let last: Vec<u32> = open.filter_map(|row| row.answer.last().copied()).collect();
-        model.decode(&ids(&last)?, &mut self.cache)
+        model.decode(&ids(&last, model)?, &mut self.cache)
     }
 
     fn finish(mut self) -> Generated {
@@ -246,7 +246,7 @@ impl<'b> Batch<'b> {
     }
 }
 
-fn ids(tokens: &[u32]) -> Result<Tensor> {
+fn ids(tokens: &[u32], model: &Decoder) -> Result<Tensor> {
     let tokens: Vec<i64> = tokens.iter().map(|token| i64::from(*token)).collect();
-    Ok(Tensor::f_from_slice(&tokens)?)
+    Ok(Tensor::f_from_slice(&tokens)?.f_to(model.embedding.device())?)
 }

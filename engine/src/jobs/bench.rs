@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use self::machine::{Machine, MatrixRate};
 use super::train;
+use crate::device;
 use crate::error::{EngineError, Result};
 use crate::memory;
 use crate::model::weights;
@@ -80,13 +81,15 @@ impl Measured {
 
 /// Measures the steps of the work that comes on the standard input.
 pub(super) fn bench(job: &Bench, printer: Printer) -> Result<(), Failure> {
+    // Before anything else asks libtorch: it learns of CUDA now or never.
+    let device = device::open(job.device)?;
     let work: Work = serde_json::from_reader(io::stdin().lock())
         .map_err(|source| EngineError::NoJob { source })?;
-    let machine = Machine::look();
+    let machine = Machine::look(job.device);
     let kind = weights::kind(work.recipe.base.dtype);
-    let (steps, peak) = measure(work, job.steps, printer)?;
+    let (steps, peak) = measure(work, job.steps, device, printer)?;
     // Last: its tensors are no part of the peak.
-    let matrix_rate = machine::matrix_rate(kind)?;
+    let matrix_rate = machine::matrix_rate(kind, device)?;
     let report = report(steps, peak, matrix_rate, machine)?;
     if job.json {
         let text = serde_json::to_string_pretty(&report)
@@ -99,21 +102,28 @@ pub(super) fn bench(job: &Bench, printer: Printer) -> Result<(), Failure> {
 /// The most memory at one time.
 #[derive(Clone, Copy, Debug)]
 struct Peak {
-    /// Of the process, where the system tells.
+    /// Of the process, or of a device of CUDA, where the system tells.
     process: Option<u64>,
     /// Of tensors.
     tensors: u64,
 }
 
 /// Takes so many steps; gives the measured ones and the peak of memory.
-fn measure(work: Work, count: usize, printer: Printer) -> Result<(Vec<Measured>, Peak), Failure> {
+fn measure(
+    work: Work,
+    count: usize,
+    device: tch::Device,
+    printer: Printer,
+) -> Result<(Vec<Measured>, Peak), Failure> {
     let Work { mut recipe, lock } = work;
     let (base, encoder, _) = train::open(&mut recipe, &lock)?;
-    let mut trainer = Trainer::open(&recipe, &base, &lock.training, None)?;
+    let mut trainer = Trainer::open(&recipe, &base, &lock.training, None, device)?;
     // However short the data: a bench begins another pass.
     let spec = Spec { epochs: u32::MAX, ..Spec::locked(&recipe, &lock)? };
     let mut stream = Stream::open(spec, encoder, Position::default())?;
     let total = WARM_UP_STEPS + count;
+    // What a device held while the base was loaded is no part of training.
+    device::forget_peak(device)?;
     let bar = printer.bar(total as u64, "steps");
     let mut steps = Vec::with_capacity(count);
     for number in 0..total {
@@ -126,6 +136,7 @@ fn measure(work: Work, count: usize, printer: Printer) -> Result<(Vec<Measured>,
             let ended = || EngineError::StreamEnded { step: number as u64, steps: total as u64 };
             let step = rows.ok_or_else(ended)?;
             trainer.step(&step, 1, began)?;
+            device::finish(device);
             Ok(step)
         });
         let seconds = began.elapsed().as_secs_f64();
@@ -144,7 +155,11 @@ fn measure(work: Work, count: usize, printer: Printer) -> Result<(Vec<Measured>,
         });
     }
     bar.finish_and_clear();
-    let peak = Peak { process: train::peak_memory(), tensors: memory::usage().peak };
+    let process = match device {
+        tch::Device::Cpu => train::peak_memory(),
+        _ => device::peak(device)?,
+    };
+    let peak = Peak { process, tensors: memory::usage().peak };
     Ok((steps, peak))
 }
 
@@ -206,7 +221,11 @@ fn shares(step: &Measured) -> Vec<Share> {
 fn say(report: &Report, printer: Printer) -> Result<(), Failure> {
     let Report { machine, matrix_rate, step_seconds_range: (fastest, slowest), .. } = report;
     let memory = report.peak_memory_bytes.map_or("unknown".to_owned(), |bytes| {
-        format!("{:.0} MiB at most, the program and its libraries included", mebibytes(bytes))
+        let what = match report.machine.is_processor() {
+            true => "the program and its libraries included",
+            false => "of the device, from the first step on",
+        };
+        format!("{:.0} MiB at most, {what}", mebibytes(bytes))
     });
     let lines = [
         format!("machine  {machine}"),
@@ -251,6 +270,8 @@ fn mebibytes(bytes: u64) -> f64 {
 mod tests {
     use std::time::Duration;
 
+    use heirloom::job::Device;
+
     use super::*;
 
     fn step(seconds: f64, tokens: u64) -> Measured {
@@ -274,7 +295,8 @@ mod tests {
 
     fn of(steps: Vec<Measured>) -> Report {
         let rate = MatrixRate { gflops: 200.0, dtype: "float32", size: 2 };
-        report(steps, Peak { process: Some(1), tensors: 1 }, rate, Machine::look()).unwrap()
+        let peak = Peak { process: Some(1), tensors: 1 };
+        report(steps, peak, rate, Machine::look(Device::Cpu)).unwrap()
     }
 
     #[test]

@@ -14,6 +14,7 @@ use heirloom::dataset::vocabulary::{self, Vocabulary};
 use heirloom::diagnose::Failure;
 use heirloom::files::{self, FolderInProgress};
 use heirloom::hub;
+use heirloom::job::Device;
 use heirloom::provenance::registry;
 use heirloom::provenance::watch::Watch;
 use heirloom::recipe::lock::{Lock, Split};
@@ -25,6 +26,7 @@ use heirloom::track::{Sink as _, Sinks};
 
 use super::evaluate;
 use crate::adapter::peft;
+use crate::device;
 use crate::error::{EngineError, Result};
 use crate::eval;
 use crate::export;
@@ -33,7 +35,9 @@ use crate::model::weights::{self, Lazy};
 use crate::train::{self, Outcome, Trainer};
 
 /// Trains what `folder` says, then measures the recipe's suites and judges its gates.
-pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
+pub(super) fn train(folder: &Path, device: Device, printer: Printer) -> Result<(), Failure> {
+    // Before anything else asks libtorch: it learns of CUDA now or never.
+    let device = device::open(device)?;
     let run = RunFolder::new(folder);
     let mut recipe = heirloom::recipe::read(&run.recipe(), &[])?.recipe;
     let lock = Lock::read(&run.lock())?;
@@ -42,7 +46,7 @@ pub(super) fn train(folder: &Path, printer: Printer) -> Result<(), Failure> {
 
     let (base, encoder, files) = open(&mut recipe, &lock)?;
     let checkpoints = Some(run.checkpoints());
-    let mut trainer = Trainer::open(&recipe, &base, &lock.training, checkpoints)?;
+    let mut trainer = Trainer::open(&recipe, &base, &lock.training, checkpoints, device)?;
     // Reads and tokenises ahead on threads of its own.
     let spec = Spec::locked(&recipe, &lock)?;
     let from = trainer.progress.position.clone();

@@ -20,6 +20,7 @@ use crate::ops::attention::{self, Scores};
 use crate::ops::profile::scope;
 use crate::ops::rotary::{Angles, Rotary};
 use crate::ops::{self, Layout};
+use crate::quant::Quantized;
 
 /// A decoder-only transformer of any supported family.
 #[derive(Debug)]
@@ -98,11 +99,7 @@ impl Decoder {
     /// packed before the next is read, so that the base never is in memory as a whole in
     /// `storage.dtype`.
     pub fn open_as(base: &BaseFolder, storage: &Storage, device: Device) -> Result<Self> {
-        let layers = base.architecture.quantizable_layers();
-        let chosen = layers.iter().filter(|layer| storage.quantizes(&layer.name));
-        let chosen: BTreeSet<String> =
-            chosen.map(|layer| format!("{}.weight", layer.name)).collect();
-        let kind = weights::kind(storage.dtype);
+        let (chosen, kind) = (quantized_weights(base, storage), weights::kind(storage.dtype));
         let checkpoint = base
             .checkpoint()
             .ok_or_else(|| BaseError::NoWeights { folder: base.folder().to_owned() })?;
@@ -117,6 +114,22 @@ impl Decoder {
             let kind = if wide { Kind::Float } else { kind };
             let stored = weights::load_as(checkpoint, name, kind)?;
             Ok(weights::grown(name, stored, shape)?.f_to(device)?.into())
+        })
+    }
+
+    /// As [`Decoder::open_as`], with weights drawn on the device instead of those of the folder,
+    /// which needs none: a base as large as any, to measure with.
+    pub fn drawn_as(base: &BaseFolder, storage: &Storage, device: Device) -> Result<Self> {
+        let (chosen, kind) = (quantized_weights(base, storage), weights::kind(storage.dtype));
+        Self::build(&base.architecture, kind, |name, shape| {
+            let drawn = weights::draw(&base.architecture, name, shape, device)?;
+            let how = if chosen.contains(name) { storage.quantization } else { Quantization::None };
+            let wide = name.ends_with("e_score_correction_bias");
+            let drawn = drawn.f_to_kind(if wide { Kind::Float } else { kind })?;
+            match Quantized::pack(&drawn, how)? {
+                Some(packed) => Ok(Weight::Quantized(Box::new(packed))),
+                None => Ok(drawn.into()),
+            }
         })
     }
 
@@ -275,6 +288,13 @@ impl Block {
         }
         Ok(branch)
     }
+}
+
+/// The keys of the weights that are to be quantised.
+fn quantized_weights(base: &BaseFolder, storage: &Storage) -> BTreeSet<String> {
+    let layers = base.architecture.quantizable_layers();
+    let chosen = layers.iter().filter(|layer| storage.quantizes(&layer.name));
+    chosen.map(|layer| format!("{}.weight", layer.name)).collect()
 }
 
 fn embedding_scale(scale: EmbeddingScale, kind: Kind) -> Result<Option<f64>> {

@@ -69,7 +69,8 @@ impl Linear {
             dropout: if train { low_rank.dropout } else { 0.0 },
         });
         let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(kind)).transpose()?;
-        Ok(Layer { weight: self.weight.matrix(kind), bias, low_rank })
+        let product = self.weight.product(kind);
+        Ok(Layer { weight: self.weight.matrix(kind), product, bias, low_rank })
     }
 
     /// The weight with the update merged in: `W + scaling · B A`, computed in f32 and cast

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::error::Result;
-use crate::ops::linear::Matrix;
+use crate::ops::linear::{Matrix, Product};
 use crate::quant::{self, Quantized};
 
 /// A weight `[out_features, in_features]`.
@@ -51,6 +51,14 @@ impl Weight {
                 let weight = weight.share();
                 Box::new(move || weight.unpack(kind))
             }
+        }
+    }
+
+    /// What multiplies rows of `kind` with this weight without unpacking it, where something can.
+    pub fn product(&self, kind: Kind) -> Option<Product> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Quantized(weight) => weight.product(kind),
         }
     }
 

@@ -136,9 +136,15 @@ pub fn grown(name: &str, stored: Tensor, shape: &[usize]) -> Result<Tensor> {
 }
 
 /// Draws a new weight: norms start as the identity, biases at zero, the rest is normal with the config's
-/// `initializer_range`, as `LlamaPreTrainedModel._init_weights`. Uses libtorch's generator.
-pub fn draw(architecture: &Architecture, name: &str, shape: &[usize]) -> Result<Tensor> {
-    let (shape, options) = (sizes(shape), (Kind::Float, Device::Cpu));
+/// `initializer_range`, as `LlamaPreTrainedModel._init_weights`. Uses libtorch's generator of
+/// the device.
+pub fn draw(
+    architecture: &Architecture,
+    name: &str,
+    shape: &[usize],
+    device: Device,
+) -> Result<Tensor> {
+    let (shape, options) = (sizes(shape), (Kind::Float, device));
     // A weight that is added to one starts at zero.
     let one_plus = architecture.norm.kind == NormKind::OnePlusWeight;
     if name.ends_with("norm.weight") && !one_plus {

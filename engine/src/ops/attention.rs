@@ -1,8 +1,9 @@
 //! Attention: queries meet keys, within a document or against a cache.
 //!
 //! Owns what attention is asked for ([`Scores`]) and who computes it: [`fused`] while training
-//! on CPU, [`reference`] everywhere else.
+//! on CPU, [`flash`] on CUDA, [`reference`] where these cannot.
 
+mod flash;
 mod fused;
 pub mod reference;
 #[cfg(test)]
@@ -42,8 +43,13 @@ pub fn packed(
     train: bool,
 ) -> Result<Tensor> {
     let drops = train && scores.dropout > 0.0;
-    if drops || !fused::computes(q, k, v) {
-        return reference::packed(q, k, v, layout, scores, train);
+    if drops {
+        reference::packed(q, k, v, layout, scores, train)
+    } else if fused::computes(q, k, v) {
+        fused::packed(q, k, v, layout, scores)
+    } else if flash::computes(q, k, v, scores) {
+        flash::packed(q, k, v, layout, scores)
+    } else {
+        reference::packed(q, k, v, layout, scores, train)
     }
-    fused::packed(q, k, v, layout, scores)
 }

@@ -3,15 +3,16 @@
 //!
 //! The gradient of the hidden states is found in the forward pass, while a chunk's logits are
 //! at hand; the backward pass scales it. After Liger kernels (arXiv 2410.10989) and Cut
-//! Cross-Entropy (arXiv 2411.09009). [`frozen`] is what adapters need, on CPU; [`chunked`]
-//! serves every projection and every device.
+//! Cross-Entropy (arXiv 2411.09009). [`frozen`] is what adapters need; [`chunked`] serves every
+//! projection and every device.
 
 #![expect(unsafe_code, reason = "a function of C++ that takes pointers to the memory of tensors")]
 
 use std::ffi::{c_char, c_void};
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
+use super::cuda::{self, Grid, MOST_THREADS};
 use super::native;
 use crate::error::Result;
 
@@ -57,9 +58,9 @@ pub struct Logits {
 
 /// Whether [`frozen`] computes with such hidden states and such a projection.
 pub fn computes(hidden: &Tensor, output: &Tensor) -> bool {
-    matches!(hidden.kind(), Kind::Float | Kind::BFloat16)
-        && hidden.device() == Device::Cpu
-        && output.device() == Device::Cpu
+    cuda::known(hidden.kind())
+        && cuda::by(hidden.device()).is_some()
+        && output.device() == hidden.device()
         && !output.requires_grad()
 }
 
@@ -72,6 +73,11 @@ pub fn frozen(
     targets: Targets<'_>,
 ) -> Result<Tensor> {
     let differentiate = hidden.requires_grad();
+    let device = hidden.device();
+    if targets.ids.device() != device || targets.weights.is_some_and(|w| w.device() != device) {
+        return Err(tch::TchError::Kind("targets on another device".to_owned()).into());
+    }
+    inside(targets.ids, output.size2()?.0)?;
     let (losses, gradient) = tch::no_grad(|| -> Result<_> {
         let output = output.f_to_kind(hidden.kind())?;
         let (mut losses, mut gradients) = (Vec::new(), Vec::new());
@@ -157,6 +163,16 @@ fn chunks(hidden: &Tensor, targets: Targets<'_>) -> Result<Vec<Chunk>> {
     starts.map(chunk).collect()
 }
 
+/// Refuses targets that the vocabulary does not have: a loop would read beyond the logits. Asked
+/// once for all chunks, since a device has to finish what it does before it can answer.
+fn inside(ids: &Tensor, vocabulary: i64) -> Result<()> {
+    let outside = ids.f_ge(vocabulary)?.f_logical_or(&ids.f_lt(0)?)?;
+    if outside.f_any()?.f_int64_value(&[])? != 0 {
+        return Err(tch::TchError::Kind("a target outside the vocabulary".to_owned()).into());
+    }
+    Ok(())
+}
+
 /// The losses of rows; their gradients take the place of the products if asked for.
 fn differentiated(
     products: &Tensor,
@@ -165,11 +181,7 @@ fn differentiated(
     differentiate: bool,
 ) -> Result<Tensor> {
     let (rows, width) = products.size2()?;
-    let losses = Tensor::f_empty([rows], (Kind::Float, Device::Cpu))?;
-    let outside = chunk.ids.f_ge(width)?.f_logical_or(&chunk.ids.f_lt(0)?)?;
-    if outside.f_any()?.f_int64_value(&[])? != 0 {
-        return Err(tch::TchError::Kind("a target outside the vocabulary".to_owned()).into());
-    }
+    let losses = Tensor::f_empty([rows], (Kind::Float, products.device()))?;
     let job = Job {
         bfloat16s: i32::from(products.kind() == Kind::BFloat16),
         differentiate: i32::from(differentiate),
@@ -182,8 +194,13 @@ fn differentiated(
         weights: chunk.weights.as_ref().map_or(std::ptr::null(), |w| w.data_ptr().cast()),
         losses: losses.data_ptr().cast(),
     };
-    // SAFETY: the tensors are dense, live throughout the call, and have as many rows as said.
-    native::check(unsafe { heirloom_cross_entropy(&job) })?;
+    // SAFETY: the tensors are dense, on one device, live throughout the call, and have as many
+    // rows as said; the targets were looked at.
+    unsafe {
+        let by_loop = |job: &Job| native::check(heirloom_cross_entropy(job));
+        let grid = Grid::rows(rows, width, MOST_THREADS);
+        cuda::run(products, &job, by_loop, cuda::CROSS_ENTROPY, products.kind(), grid)?;
+    }
     Ok(losses)
 }
 
@@ -203,7 +220,10 @@ fn scaled(inputs: &[&Tensor], loss: Tensor, gradients: Vec<Tensor>) -> Result<Te
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
+    use crate::ops::cuda::backends::Backend;
 
     const PLAIN: Logits = Logits { scaling: 1.0, softcap: None };
     const CAPPED: Logits = Logits { scaling: 8.0, softcap: Some(3.0) };
@@ -251,6 +271,9 @@ mod tests {
             (513, 1000, PLAIN, true),
             (1025, 33, CAPPED, true),
             (512, 1, CAPPED, false),
+            // So many that kernels take packs of numbers and several warps a row.
+            (3, 5000, PLAIN, true),
+            (2, 4097, CAPPED, false),
         ] {
             let (hidden, output) = (draw(&[rows, 24]), draw(&[vocabulary, 24]));
             let ids = Tensor::randint(vocabulary, [rows], (Kind::Int64, Device::Cpu));
@@ -269,10 +292,18 @@ mod tests {
                     );
                 };
                 let (h, o) = (as_kind(&hidden), as_kind(&output));
-                let loss = frozen(&h, &o.detach(), how, targets).unwrap();
-                (&loss * 3.0).backward();
-                check(&loss.detach(), 0);
-                check(&(h.grad() / 3.0), 1);
+                for backend in Backend::all() {
+                    let mut h = h.detach().to(backend.device()).set_requires_grad(true);
+                    let weights = targets.weights.map(|weights| backend.take(weights));
+                    let ids = backend.take(targets.ids);
+                    let targets = Targets { ids: &ids, weights: weights.as_ref() };
+                    let o = backend.take(&o.detach());
+                    let loss = backend.run(|| frozen(&h, &o, how, targets)).unwrap();
+                    (&loss * 3.0).backward();
+                    check(&loss.detach().to(Device::Cpu), 0);
+                    check(&(h.grad().to(Device::Cpu) / 3.0), 1);
+                    h.zero_grad();
+                }
                 let h = as_kind(&hidden);
                 let project = |h: &Tensor| Ok(logits(h, &o, how));
                 let loss = chunked(&h, &[&o], targets, project).unwrap();
@@ -302,12 +333,17 @@ mod tests {
         let output = Tensor::from_slice(&[100.0f32, -100.0, 0.0]).view([3, 1]);
         let ids = Tensor::from_slice(&[0i64, 1]);
         let targets = Targets { ids: &ids, weights: None };
-        let loss = |values: &[f32]| {
-            let hidden = Tensor::from_slice(values).view([2, 1]);
-            frozen(&hidden, &output, PLAIN, targets).unwrap().double_value(&[])
-        };
-        assert_eq!(loss(&[100.0, 100.0]), 20000.0);
-        assert!(loss(&[f32::NAN, 1.0]).is_nan());
+        for backend in Backend::all() {
+            let loss = |values: &[f32]| {
+                let hidden = backend.take(&Tensor::from_slice(values).view([2, 1]));
+                let ids = backend.take(targets.ids);
+                let targets = Targets { ids: &ids, weights: None };
+                let loss = backend.run(|| frozen(&hidden, &backend.take(&output), PLAIN, targets));
+                loss.unwrap().double_value(&[])
+            };
+            assert_eq!(loss(&[100.0, 100.0]), 20000.0);
+            assert!(loss(&[f32::NAN, 1.0]).is_nan());
+        }
     }
 
     #[test]

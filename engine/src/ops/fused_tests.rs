@@ -6,6 +6,7 @@
 use heirloom::base::{Activation, NormKind};
 use tch::{Device, Kind, Tensor};
 
+use super::cuda::backends::Backend;
 use super::rotary::{self, Angles};
 use super::{AdamWFactors, reference};
 
@@ -62,7 +63,7 @@ fn operations() -> Vec<Operation> {
             Box::new(move |i| {
                 let (rows, _, width) = i[0].size3().unwrap();
                 let kind = if wide { Kind::Float } else { i[0].kind() };
-                let angles = angles(rows, width / 2 / partial, kind);
+                let angles = angles(rows, width / 2 / partial, kind, i[0].device());
                 vec![rotary::rotate(&i[0], &angles, interleaved).unwrap()]
             }),
         );
@@ -71,9 +72,9 @@ fn operations() -> Vec<Operation> {
 }
 
 /// Angles whose cosines and sines are numbers of every dtype.
-fn angles(rows: i64, half: i64, kind: Kind) -> Angles {
+fn angles(rows: i64, half: i64, kind: Kind, device: Device) -> Angles {
     let angle = Tensor::arange(rows * half, (Kind::Float, Device::Cpu)).view([rows, 1, half]);
-    let table = |table: Tensor| table.to_kind(Kind::BFloat16).to_kind(kind);
+    let table = |table: Tensor| table.to_kind(Kind::BFloat16).to_kind(kind).to(device);
     Angles { cos: table(angle.cos()), sin: table(angle.sin()) }
 }
 
@@ -114,6 +115,19 @@ fn numbers(shapes: &[Vec<i64>]) -> Vec<Tensor> {
     shapes.iter().map(draw).collect()
 }
 
+/// As [`results`], by one of those who are put to the test.
+fn results_by(
+    backend: Backend,
+    operation: &Operation,
+    inputs: &[Tensor],
+    settings: (Kind, Lies),
+    wants: impl Fn(usize) -> bool,
+) -> Vec<Tensor> {
+    let inputs: Vec<Tensor> = inputs.iter().map(|x| backend.take(x)).collect();
+    let found = backend.run(|| results(operation, &inputs, settings, wants));
+    found.iter().map(|x| x.to(Device::Cpu)).collect()
+}
+
 /// Outputs, then gradients of the inputs for which `wants` says so.
 fn results(
     operation: &Operation,
@@ -126,7 +140,8 @@ fn results(
     };
     let leaves: Vec<Tensor> = inputs.iter().enumerate().map(leaf).collect();
     let mut found = (operation.run)(&leaves);
-    let mut loss = Tensor::zeros([], (kind, Device::Cpu));
+    let device = leaves.first().map_or(Device::Cpu, Tensor::device);
+    let mut loss = Tensor::zeros([], (kind, device));
     for (index, output) in found.iter().enumerate() {
         // Gradients that are one number, expanded, and such that are not.
         let part = match lies {
@@ -147,7 +162,7 @@ fn results(
 fn weights(output: &Tensor) -> Tensor {
     let count = Tensor::arange(output.numel() as i64, (Kind::Double, Device::Cpu));
     let factors = (count * 0.7).sin().to_kind(Kind::BFloat16).to_kind(output.kind());
-    factors.view(output.size().as_slice())
+    factors.to(output.device()).view(output.size().as_slice())
 }
 
 /// Largest error in parts of the largest number; sums of numbers around one may nearly cancel.
@@ -163,17 +178,20 @@ fn error(found: &Tensor, exact: &Tensor) -> f64 {
 fn compare(operation: &Operation, shape: (i64, i64), kind: Kind, lies: Lies) {
     let inputs = numbers(&(operation.shapes)(shape.0, shape.1));
     let exact = results(operation, &inputs, (Kind::Double, lies), |_| true);
-    let found = results(operation, &inputs, (kind, lies), |_| true);
     let plain = reference::only(|| results(operation, &inputs, (kind, lies), |_| true));
     let bound = if kind == Kind::Float { F32 } else { BFLOAT16 };
-    for (place, ((found, plain), exact)) in found.iter().zip(&plain).zip(&exact).enumerate() {
-        assert_eq!((found.kind(), plain.kind()), (kind, kind));
-        let (ours, theirs) = (error(found, exact), error(plain, exact));
-        let name = &operation.name;
-        assert!(
-            ours <= bound.max(theirs),
-            "{name} {shape:?} {kind:?} {lies:?}, result {place}: {ours:e} against {theirs:e}",
-        );
+    for backend in Backend::all() {
+        let found = results_by(backend, operation, &inputs, (kind, lies), |_| true);
+        for (place, ((found, plain), exact)) in found.iter().zip(&plain).zip(&exact).enumerate() {
+            assert_eq!((found.kind(), plain.kind()), (kind, kind));
+            let (ours, theirs) = (error(found, exact), error(plain, exact));
+            let name = &operation.name;
+            assert!(
+                ours <= bound.max(theirs),
+                "{name} {shape:?} {kind:?} {lies:?} by {backend:?}, result {place}: {ours:e} against \
+                 {theirs:e}",
+            );
+        }
     }
 }
 
@@ -187,7 +205,12 @@ fn values_and_gradients_are_those_of_the_reference() {
                     compare(&operation, (rows, width), kind, Lies::Dense);
                 }
             }
+            // So wide that kernels take packs of numbers and several warps a row.
+            for shape in [(3, 512), (2, 1000), (5, 4096)] {
+                compare(&operation, shape, kind, Lies::Dense);
+            }
             for lies in [Lies::Transposed, Lies::Sliced, Lies::Stepped] {
+                compare(&operation, (3, 520), kind, lies);
                 compare(&operation, (7, 33), kind, lies);
                 compare(&operation, (0, 33), kind, lies);
                 compare(&operation, (65, 1), kind, lies);
@@ -204,19 +227,20 @@ fn in_bfloat16_they_are_no_further_from_exact_than_the_reference() {
     for operation in operations() {
         let inputs = numbers(&(operation.shapes)(257, 256));
         let exact = results(&operation, &inputs, (Kind::Double, Lies::Dense), |_| true);
-        let found = results(&operation, &inputs, settings, |_| true);
         let plain = reference::only(|| results(&operation, &inputs, settings, |_| true));
-        for (place, ((found, plain), exact)) in found.iter().zip(&plain).zip(&exact).enumerate() {
-            let distance = |x: &Tensor| {
-                (x.to_kind(Kind::Double) - exact)
-                    .square()
-                    .mean(Kind::Double)
-                    .sqrt()
-                    .double_value(&[])
-            };
-            let (ours, theirs) = (distance(found), distance(plain));
-            let name = &operation.name;
-            assert!(ours <= 1.001 * theirs, "{name}, result {place}: {ours:e} against {theirs:e}");
+        for backend in Backend::all() {
+            let found = results_by(backend, &operation, &inputs, settings, |_| true);
+            for (place, ((found, plain), exact)) in found.iter().zip(&plain).zip(&exact).enumerate()
+            {
+                let apart = |x: &Tensor| (x.to_kind(Kind::Double) - exact).square();
+                let distance = |x| apart(x).mean(Kind::Double).sqrt().double_value(&[]);
+                let (ours, theirs) = (distance(found), distance(plain));
+                let name = &operation.name;
+                assert!(
+                    ours <= 1.001 * theirs,
+                    "{name} by {backend:?}, result {place}: {ours:e} against {theirs:e}"
+                );
+            }
         }
     }
 }
@@ -224,35 +248,42 @@ fn in_bfloat16_they_are_no_further_from_exact_than_the_reference() {
 #[test]
 fn gradients_do_not_depend_on_which_others_are_wanted() {
     tch::manual_seed(7);
-    let settings = (Kind::Float, Lies::Dense);
-    for operation in operations() {
+    for (operation, backend) in operations_and_backends() {
         let inputs = numbers(&(operation.shapes)(5, 9));
-        let all = results(&operation, &inputs, settings, |_| true);
+        let results = |wants: &dyn Fn(usize) -> bool| {
+            results_by(backend, &operation, &inputs, (Kind::Float, Lies::Dense), wants)
+        };
+        let all = results(&|_| true);
         let outputs = all.len() - inputs.len();
         for left_out in 0..inputs.len() {
             let mut expected: Vec<&Tensor> = all.iter().collect();
             expected.remove(outputs + left_out);
-            let found = results(&operation, &inputs, settings, |index| index != left_out);
+            let found = results(&|index| index != left_out);
             assert_eq!(expected, found.iter().collect::<Vec<_>>(), "{}", operation.name);
         }
-        let none = results(&operation, &inputs, settings, |_| false);
+        let none = results(&|_| false);
         assert_eq!(none, all[..outputs], "{}", operation.name);
     }
+}
+
+fn operations_and_backends() -> impl Iterator<Item = (Operation, Backend)> {
+    let by_all = |backend| operations().into_iter().map(move |operation| (operation, backend));
+    Backend::all().into_iter().flat_map(by_all)
 }
 
 /// So threads that share the rows change nothing.
 #[test]
 fn rows_do_not_depend_on_each_other() {
     tch::manual_seed(8);
-    for operation in operations() {
+    for (operation, backend) in operations_and_backends() {
         for kind in [Kind::Float, Kind::BFloat16] {
             let inputs = numbers(&(operation.shapes)(50, 37));
             let some: Vec<Tensor> = inputs
                 .iter()
                 .map(|x| if x.dim() > 1 { x.narrow(0, 0, 11) } else { x.shallow_clone() })
                 .collect();
-            let all = results(&operation, &inputs, (kind, Lies::Dense), |_| true);
-            let found = results(&operation, &some, (kind, Lies::Dense), |_| true);
+            let all = results_by(backend, &operation, &inputs, (kind, Lies::Dense), |_| true);
+            let found = results_by(backend, &operation, &some, (kind, Lies::Dense), |_| true);
             for (found, all) in found.iter().zip(&all).filter(|(found, _)| found.dim() > 1) {
                 assert_eq!(*found, all.narrow(0, 0, 11), "{}", operation.name);
             }
@@ -278,10 +309,12 @@ fn activations_are_right_far_from_zero_and_keep_nan() {
     let gates: Vec<f64> =
         (-2000..=2000).map(|step| f64::from(step) * 0.05).chain([-1e4, 1e4]).collect();
     let gates = Tensor::from_slice(&gates).to_kind(Kind::Float).to_kind(Kind::Double).unsqueeze(0);
-    for operation in operations().iter().filter(|operation| operation.name.starts_with("gated")) {
+    let gated = |(operation, _): &(Operation, Backend)| operation.name.starts_with("gated");
+    for (operation, backend) in operations_and_backends().filter(gated) {
+        let operation = &operation;
         let inputs = [gates.shallow_clone(), gates.ones_like()];
         let exact = results(operation, &inputs, (Kind::Double, Lies::Dense), |_| true);
-        let found = results(operation, &inputs, (Kind::Float, Lies::Dense), |_| true);
+        let found = results_by(backend, operation, &inputs, (Kind::Float, Lies::Dense), |_| true);
         for (found, exact) in found.iter().zip(&exact) {
             // Each by its own size, and those that nearly vanish by their absolute error.
             let apart = (found.to_kind(Kind::Double) - exact).abs() / exact.abs().clamp_min(0.1);
@@ -290,7 +323,7 @@ fn activations_are_right_far_from_zero_and_keep_nan() {
         }
         for kind in [Kind::Float, Kind::BFloat16] {
             let nan = [gates.full_like(f64::NAN), gates.ones_like()];
-            let found = results(operation, &nan, (kind, Lies::Dense), |_| true);
+            let found = results_by(backend, operation, &nan, (kind, Lies::Dense), |_| true);
             assert!(found.iter().all(|x| x.isnan().all().int64_value(&[]) == 1));
         }
     }
@@ -313,7 +346,8 @@ fn steps_of_adamw_are_those_of_the_reference() {
     tch::manual_seed(9);
     for (count, decayed) in [(0, 0), (1, 1), (7, 0), (33, 5), (65, 65), (100_000, 99_990)] {
         let start = numbers(&[vec![count]]).remove(0) * 1e-2;
-        let run = |kind: Kind| {
+        let run = |kind: Kind, device: Device| {
+            let start = start.to(device);
             let mut state = [
                 start.to_kind(kind).copy(),
                 start.zeros_like().to_kind(kind),
@@ -334,9 +368,13 @@ fn steps_of_adamw_are_those_of_the_reference() {
             }
             state
         };
-        for (found, exact) in run(Kind::Float).iter().zip(&run(Kind::Double)) {
-            let apart = error(found, exact);
-            assert!(apart <= F32, "{count} {decayed}: {apart:e}");
+        let exact = run(Kind::Double, Device::Cpu);
+        for backend in Backend::all().into_iter().filter(|_| count > 0) {
+            let found = backend.run(|| run(Kind::Float, backend.device()));
+            for (found, exact) in found.iter().zip(&exact) {
+                let apart = error(&found.to(Device::Cpu), exact);
+                assert!(apart <= F32, "{count} {decayed} by {backend:?}: {apart:e}");
+            }
         }
     }
 }

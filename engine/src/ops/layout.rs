@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::{EngineError, Result};
 
@@ -30,6 +30,8 @@ pub struct Layout {
     pub lengths: Vec<i64>,
     /// First row of every document, and the end of the last.
     pub starts: Arc<[i64]>,
+    /// The same on a device of CUDA, `[documents + 1]` i32, for its kernels; `None` elsewhere.
+    pub offsets: Option<Tensor>,
     /// Longest document.
     pub longest: usize,
 }
@@ -60,13 +62,14 @@ impl Layout {
         let positions = Tensor::f_from_slice(&positions)?.f_to(device)?;
         let bounds = starts.iter().copied().chain([rows]);
         let bounds: Arc<[i64]> = bounds.map(|row| row as i64).collect();
+        let offsets = device.is_cuda().then(|| on_device(&bounds, device)).transpose()?;
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let counts = lengths.iter().map(|length| *length as i64).collect();
         if lengths.iter().all(|length| *length == longest) {
             let (documents, length) = (lengths.len() as i64, longest as i64);
             let groups = vec![Group { documents, length, gather: None }];
-            let (scatter, starts) = (None, bounds);
-            return Ok(Self { groups, scatter, positions, lengths: counts, starts, longest });
+            let (scatter, starts, lengths) = (None, bounds, counts);
+            return Ok(Self { groups, scatter, positions, lengths, starts, offsets, longest });
         }
         let mut order: Vec<usize> = (0..lengths.len()).collect();
         order.sort_by_key(|document| (std::cmp::Reverse(lengths[*document]), *document));
@@ -96,7 +99,8 @@ impl Layout {
             });
         }
         let scatter = Some(Tensor::f_from_slice(&scatter)?.f_to(device)?);
-        Ok(Self { groups, scatter, positions, lengths: counts, starts: bounds, longest })
+        let (lengths, starts) = (counts, bounds);
+        Ok(Self { groups, scatter, positions, lengths, starts, offsets, longest })
     }
 
     /// Refuses documents that are longer than `limit` with `extra` more tokens.
@@ -107,6 +111,11 @@ impl Layout {
         }
         Ok(())
     }
+}
+
+/// Offsets as kernels take them.
+fn on_device(starts: &[i64], device: Device) -> Result<Tensor> {
+    Ok(Tensor::f_from_slice(starts)?.f_to_kind(Kind::Int)?.f_to(device)?)
 }
 
 /// Lengths of one class differ by at most [`MAX_STRETCH`].

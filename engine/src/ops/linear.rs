@@ -17,10 +17,15 @@ use crate::error::Result;
 /// Gives a weight `[out_features, in_features]` in the dtype of the rows.
 pub type Matrix = Box<dyn Fn() -> Result<Tensor> + Send>;
 
+/// Multiplies rows with a weight that it never unpacks: `x Wᵀ + bias`.
+pub type Product = Box<dyn Fn(&Tensor, Option<&Tensor>) -> Result<Tensor> + Send>;
+
 /// One of the layers.
 pub struct Layer {
     /// Its weight.
     pub weight: Matrix,
+    /// What makes the forward product without it, where something does.
+    pub product: Option<Product>,
     /// `[out_features]`, in the dtype of the rows.
     pub bias: Option<Tensor>,
     /// Its update.
@@ -63,8 +68,11 @@ pub fn linears(x: &Tensor, layers: Vec<Layer>) -> Result<Vec<Tensor>> {
     tch::no_grad(|| -> Result<()> {
         let updates = updates(x, &layers)?;
         for (layer, update) in layers.into_iter().zip(updates) {
-            let Layer { weight, bias, low_rank } = layer;
-            let mut y = x.f_linear(&weight()?, bias)?;
+            let Layer { weight, product, bias, low_rank } = layer;
+            let mut y = match product {
+                Some(product) => product(x, bias.as_ref())?,
+                None => x.f_linear(&weight()?, bias)?,
+            };
             if let (Some(LowRank { a, b, .. }), Some(update)) = (low_rank, &update) {
                 let _ = y.f_addmm_(&update.inner, &update.b.f_tr()?)?;
                 inputs.extend([a, b]);

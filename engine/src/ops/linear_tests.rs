@@ -51,6 +51,7 @@ impl Case {
         let layer = |weight: usize, bias: bool, update: Option<usize>| {
             let matrix = self.weights[weight].shallow_clone();
             Layer {
+                product: None,
                 weight: Box::new(move || Ok(matrix.shallow_clone())),
                 bias: bias.then(|| self.bias.shallow_clone()),
                 low_rank: update.map(|update| LowRank {

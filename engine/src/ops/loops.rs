@@ -1,9 +1,10 @@
-//! The loops of the shim (`engine/shim/elementwise.cpp`), as Rust calls them.
+//! The loops of the shim (`engine/shim/elementwise.cpp`) and the kernels that do the same on
+//! CUDA, as Rust calls them.
 //!
 //! Owns the unsafe calls, with all that makes them safe: shapes, dtypes, dense rows, room for
 //! what is written. Does not own the graph; that is [`super::fused`].
 
-#![expect(unsafe_code, reason = "loops of C++ over the elements of tensors")]
+#![expect(unsafe_code, reason = "loops and kernels over the elements of tensors")]
 
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
@@ -11,16 +12,40 @@ use std::ptr::{null, null_mut};
 use heirloom::base::{Activation, NormKind};
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::cuda::{self, Grid, Kernel, THREADS};
 use super::rotary::Angles;
 use super::{AdamWFactors, reference};
 use crate::error::Result;
 
-/// Whether the loops take these tensors: on the CPU, all of one dtype that they know.
+/// Whether loops or kernels take these tensors: all on one device that has some, all of one
+/// dtype that they know.
 pub(super) fn serve(tensors: &[&Tensor]) -> bool {
     let Some(first) = tensors.first() else { return false };
-    let known = matches!(first.kind(), Kind::Float | Kind::BFloat16);
-    let alike = |t: &&Tensor| t.device() == Device::Cpu && t.kind() == first.kind();
-    known && tensors.iter().all(alike) && !reference::asked()
+    let somebody = cuda::known(first.kind()) && cuda::by(first.device()).is_some();
+    let alike = |t: &&Tensor| t.device() == first.device() && t.kind() == first.kind();
+    somebody && tensors.iter().all(alike) && !reference::asked()
+}
+
+/// Does a job where its tensors lie, by the loop or by the kernel.
+///
+/// # Safety
+///
+/// See [`cuda::run`].
+unsafe fn run<J>(
+    like: &Tensor,
+    job: &J,
+    by_loop: unsafe extern "C" fn(*const J),
+    kernel: Kernel,
+    grid: Grid,
+) -> Result<()> {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let by_loop = |job: &J| {
+            by_loop(job);
+            Ok(())
+        };
+        cuda::run(like, job, by_loop, kernel, like.kind(), grid)
+    }
 }
 
 /// A tensor as rows whose elements lie side by side.
@@ -57,9 +82,9 @@ fn gradient(given: &Tensor, like: &Tensor) -> Result<Tensor> {
     Ok(given.f_to_kind(like.kind())?.f_contiguous()?)
 }
 
-/// Room that a loop fills. In tests it begins as NaN, so that they see what it leaves out.
-fn room(shape: &[i64], kind: Kind) -> Result<Tensor> {
-    let mut room = Tensor::f_empty(shape, (kind, Device::Cpu))?;
+/// Room that a loop or a kernel fills. In tests it begins as NaN, so that they see what it leaves out.
+fn room(shape: &[i64], options: (Kind, Device)) -> Result<Tensor> {
+    let mut room = Tensor::f_empty(shape, options)?;
     if cfg!(test) {
         let _ = room.f_fill_(f64::NAN)?;
     }
@@ -175,6 +200,7 @@ impl RmsNorm {
         let shape = x.size();
         let (rows, width) = rows_and_width(x);
         check(weight.numel() as i64 == width, "a norm is as wide as its weight")?;
+        check(weight.device() == x.device(), "a norm lies where its weight does")?;
         let same = branch.is_none_or(|branch| branch.size() == shape);
         check(same, "a residual has the shape of its branch")?;
         let weight = match kind {
@@ -183,13 +209,14 @@ impl RmsNorm {
             NormKind::WeightBeforeRounding => weight.f_to_kind(Kind::Float)?,
             NormKind::OnePlusWeight => weight.f_to_kind(Kind::Float)?.f_add_scalar(1.0)?,
         };
-        let y = room(&shape, x.kind())?;
-        let sum = branch.map(|_| room(&shape, x.kind())).transpose()?;
+        let options = (x.kind(), x.device());
+        let y = room(&shape, options)?;
+        let sum = branch.map(|_| room(&shape, options)).transpose()?;
         let branch = branch.map(Rows::of).transpose()?;
         let mut norm = Self {
             x: Rows::of(x)?,
             weight: weight.f_detach()?.f_contiguous()?,
-            scales: room(&[rows], Kind::Float)?,
+            scales: room(&[rows], (Kind::Float, x.device()))?,
             round_first: kind == NormKind::WeightAfterRounding,
         };
         let job = RmsNormJob {
@@ -202,7 +229,9 @@ impl RmsNorm {
         };
         // SAFETY: all tensors live on; they are f32 or of the job's dtype, have as many rows as
         // it says, dense where no stride is said, and nothing else writes into the new ones.
-        unsafe { heirloom_rms_norm(&raw const job) };
+        unsafe {
+            run(x, &job, heirloom_rms_norm, cuda::RMS_NORM, Grid::rows(rows, width, THREADS))?;
+        }
         if let Some(sum) = &sum {
             norm.x = Rows::of(sum)?;
         }
@@ -211,9 +240,10 @@ impl RmsNorm {
 
     /// The gradient of what was normed, from that of the result; `more` is added to it.
     pub(super) fn backward(&self, y: &Tensor, more: Option<&Tensor>) -> Result<Tensor> {
-        let result = room(&y.size(), self.x.tensor.kind())?;
-        let y = gradient(y, &self.x.tensor)?;
-        let more = more.map(|more| gradient(more, &self.x.tensor)).transpose()?;
+        let x = &self.x.tensor;
+        let result = room(&y.size(), (x.kind(), x.device()))?;
+        let y = gradient(y, x)?;
+        let more = more.map(|more| gradient(more, x)).transpose()?;
         let job = RmsNormJob {
             y_gradient: y.data_ptr(),
             x_gradient: more.as_ref().map_or(null(), |more| more.data_ptr().cast_const()),
@@ -221,21 +251,29 @@ impl RmsNorm {
             ..self.job()
         };
         // SAFETY: as in `forward`.
-        unsafe { heirloom_rms_norm_backward(&raw const job) };
+        unsafe {
+            let (kernel, grid) =
+                (cuda::RMS_NORM_BACKWARD, Grid::rows(job.rows, job.width, THREADS));
+            run(x, &job, heirloom_rms_norm_backward, kernel, grid)?;
+        }
         Ok(result)
     }
 
     /// The gradient of the weight.
     pub(super) fn weight_backward(&self, y: &Tensor, kind: Kind) -> Result<Tensor> {
-        let result = room(&self.weight.size(), Kind::Float)?;
-        let y = gradient(y, &self.x.tensor)?;
+        let x = &self.x.tensor;
+        let result = room(&self.weight.size(), (Kind::Float, x.device()))?;
+        let y = gradient(y, x)?;
         let job = RmsNormJob {
             y_gradient: y.data_ptr(),
             weight_gradient: result.data_ptr(),
             ..self.job()
         };
         // SAFETY: as in `forward`.
-        unsafe { heirloom_rms_norm_backward(&raw const job) };
+        unsafe {
+            let (kernel, grid) = (cuda::RMS_NORM_WEIGHT, Grid::columns(job.width));
+            run(x, &job, heirloom_rms_norm_backward, kernel, grid)?;
+        }
         Ok(result.f_to_kind(kind)?)
     }
 
@@ -275,8 +313,10 @@ pub(super) fn fit(x: &Tensor, angles: &Angles) -> bool {
 /// either.
 pub(super) fn rotate(x: &Tensor, angles: &Angles, back: bool, pairs: [bool; 2]) -> Result<Tensor> {
     check(fit(x, angles), "a rotary embedding has angles for every row")?;
+    let beside = [&angles.cos, &angles.sin].iter().all(|table| table.device() == x.device());
+    check(beside, "a rotary embedding lies where its angles do")?;
     let (rows, heads, width) = x.size3()?;
-    let y = room(&x.size(), x.kind())?;
+    let y = room(&x.size(), (x.kind(), x.device()))?;
     let mut x = x.f_detach()?;
     if width > 1 && x.stride3()?.2 != 1 {
         x = x.f_contiguous()?;
@@ -302,7 +342,10 @@ pub(super) fn rotate(x: &Tensor, angles: &Angles, back: bool, pairs: [bool; 2]) 
     };
     // SAFETY: all tensors live on; shapes were checked, the angles are f32 and dense, and
     // nothing else writes into the new one.
-    unsafe { heirloom_rotate(&raw const job) };
+    unsafe {
+        let grid = Grid::rows(rows, heads * width, THREADS);
+        run(&x, &job, heirloom_rotate, cuda::ROTATE, grid)?;
+    }
     Ok(y)
 }
 
@@ -322,20 +365,24 @@ impl Gated {
     ) -> Result<(Self, Tensor)> {
         let shape = gate.size();
         check(up.size() == shape, "a gate has the shape of what it gates")?;
-        let y = room(&shape, gate.kind())?;
+        let y = room(&shape, (gate.kind(), gate.device()))?;
         let gated = Self { gate: Rows::of(gate)?, up: Rows::of(up)?, activation };
         let job = GatedJob { y: y.data_ptr(), ..gated.job() };
         // SAFETY: all tensors live on; they have the job's dtype and shape, the new one is
         // dense, and nothing else writes into it.
-        unsafe { heirloom_gated(&raw const job) };
+        unsafe {
+            let grid = Grid::rows(job.rows, job.width, THREADS);
+            run(gate, &job, heirloom_gated, cuda::GATED, grid)?;
+        }
         Ok((gated, y))
     }
 
     /// The gradients of the gate and of what it gates.
     pub(super) fn backward(&self, y: &Tensor) -> Result<[Tensor; 2]> {
-        let kind = self.gate.tensor.kind();
-        let results = [room(&y.size(), kind)?, room(&y.size(), kind)?];
-        let y = gradient(y, &self.gate.tensor)?;
+        let gate = &self.gate.tensor;
+        let options = (gate.kind(), gate.device());
+        let results = [room(&y.size(), options)?, room(&y.size(), options)?];
+        let y = gradient(y, gate)?;
         let job = GatedJob {
             y_gradient: y.data_ptr(),
             gate_gradient: results[0].data_ptr(),
@@ -343,7 +390,10 @@ impl Gated {
             ..self.job()
         };
         // SAFETY: as in `forward`.
-        unsafe { heirloom_gated_backward(&raw const job) };
+        unsafe {
+            let (kernel, grid) = (cuda::GATED_BACKWARD, Grid::rows(job.rows, job.width, THREADS));
+            run(gate, &job, heirloom_gated_backward, kernel, grid)?;
+        }
         Ok(results)
     }
 
@@ -391,6 +441,6 @@ pub(super) fn adamw(
         factors,
     };
     // SAFETY: the tensors live on, are dense f32 of as many elements, and are ours to change.
-    unsafe { heirloom_adamw(&raw const job) };
+    unsafe { run(gradient, &job, heirloom_adamw, cuda::ADAMW, Grid::elements(job.count))? };
     Ok(())
 }

@@ -12,6 +12,7 @@
 
 pub mod attention;
 pub mod cross_entropy;
+pub(crate) mod cuda;
 pub mod experts;
 mod fused;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use heirloom::base::{Activation, NormKind};
 use tch::{Kind, Tensor};
 
 use crate::error::Result;
+pub use cuda::CudaError;
 pub use layout::Layout;
 
 /// Root-mean-square norm (arXiv 1910.07467): `weight * x / sqrt(mean(x²) + eps)`, with the

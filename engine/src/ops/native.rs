@@ -127,8 +127,13 @@ extern "C" fn forget(context: *mut c_void) {
 
 /// The error that the shim's message is; a message is freed.
 pub(crate) fn check(message: *mut c_char) -> Result<()> {
+    text(message).map_or(Ok(()), |text| Err(TchError::Torch(text).into()))
+}
+
+/// What the shim's message says, if there is one; it is freed.
+pub(crate) fn text(message: *mut c_char) -> Option<String> {
     if message.is_null() {
-        return Ok(());
+        return None;
     }
     // SAFETY: a message of the shim's ends with a zero, and is ours to free.
     let text = unsafe {
@@ -136,7 +141,7 @@ pub(crate) fn check(message: *mut c_char) -> Result<()> {
         heirloom_free(message);
         text
     };
-    Err(TchError::Torch(text).into())
+    Some(text)
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub fn only<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// Whether plain operations are asked for.
-pub(super) fn asked() -> bool {
+pub(crate) fn asked() -> bool {
     static ALWAYS: OnceLock<bool> = OnceLock::new();
     let always = || std::env::var_os(OPS_VARIABLE).is_some_and(|value| value == "reference");
     ASKED.get() || *ALWAYS.get_or_init(always)

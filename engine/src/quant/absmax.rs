@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 use crate::error::Result;
 
 /// Scales that share a scale of their own.
-const BLOCK: i64 = 256;
+pub(super) const BLOCK: i64 = 256;
 
 /// The last of the points that lie evenly between -1 and 1, numbered from 0.
 const LAST_POINT: f64 = 65_535.0;

@@ -7,7 +7,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{bands, native};
+use super::{bands, kernels, native};
 use crate::error::Result;
 
 /// The largest number of E4M3.
@@ -76,6 +76,9 @@ impl Fp8 {
     pub fn unpack(&self, kind: Kind) -> Result<Tensor> {
         let (values, scales) = (&self.values, &self.scales);
         match values.device() {
+            _ if kernels::serve(values, kind) => {
+                kernels::fp8(values, scales, self.block, self.size, kind)
+            }
             Device::Cpu => native::fp8_unpack(values, scales, self.block, self.size, kind),
             _ => unpack(values, scales, self.block, kind),
         }

@@ -5,7 +5,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{bands, native};
+use super::{bands, kernels, native};
 use crate::error::Result;
 
 /// The largest number.
@@ -48,6 +48,9 @@ impl Int8 {
     /// The weight as a matrix of `kind`.
     pub fn unpack(&self, kind: Kind) -> Result<Tensor> {
         match self.values.device() {
+            _ if kernels::serve(&self.values, kind) => {
+                kernels::int8(&self.values, &self.absmax, self.size, kind)
+            }
             Device::Cpu => native::int8_unpack(&self.values, &self.absmax, self.size, kind),
             _ => unpack(&self.values, &self.absmax, kind),
         }

@@ -4,8 +4,9 @@
 //! linear layer that never keeps an unpacked one ([`linear`]). Does not own which layers are
 //! quantised (the recipe) nor when (the model, while it loads).
 //!
-//! Every format is written in tensor calls, which serve on every device, and on the CPU as a
-//! loop of the shim (`engine/shim/quant.cpp`) that gives the same bits.
+//! Every format is written in tensor calls, which serve on every device, on the CPU as a loop
+//! of the shim (`engine/shim/quant.cpp`) and on CUDA, for unpacking, as a kernel (`kernels`):
+//! all of them give the same bits.
 //!
 //! References: bitsandbytes 0.50 on the CPU for NF4, its double quantisation and int8;
 //! Transformers' `Fp8Quantize` (`integrations/finegrained_fp8.py`) for fp8.
@@ -13,8 +14,10 @@
 mod absmax;
 mod fp8;
 mod int8;
+mod kernels;
 mod native;
 mod nf4;
+mod scaled;
 
 use heirloom::recipe::Quantization;
 use tch::{Device, Kind, Tensor};
@@ -25,7 +28,7 @@ pub use int8::Int8;
 pub use nf4::Nf4;
 
 use crate::error::Result;
-use crate::ops::linear::{Layer, Matrix, linears};
+use crate::ops::linear::{Layer, Matrix, Product, linears};
 
 /// Values of a weight that are at once in f32 while it is packed by tensor calls: 4 MiB.
 const BAND_VALUES: i64 = 1 << 20;
@@ -62,6 +65,17 @@ impl Quantized {
             Self::Int8(weight) => weight.unpack(kind),
             Self::Fp8(weight) => weight.unpack(kind),
         })
+    }
+
+    /// What multiplies rows of `kind` with this weight as it is; `None` where it must be unpacked.
+    pub fn product(&self, kind: Kind) -> Option<Product> {
+        match self {
+            Self::Fp8(weight) if scaled::serves(weight, kind) => {
+                let weight = weight.share();
+                Some(Box::new(move |x, bias| scaled::product(x, &weight, bias)))
+            }
+            _ => None,
+        }
     }
 
     /// `(out_features, in_features)`.
@@ -126,10 +140,10 @@ impl Quantized {
 /// What autograd keeps for the backward pass is the packed weight, which is unpacked again
 /// there; neither the weight nor the bias gets a gradient.
 pub fn linear(x: &Tensor, weight: &Quantized, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (weight, kind) = (weight.share(), x.kind());
+    let (product, weight, kind) = (weight.product(x.kind()), weight.share(), x.kind());
     let weight: Matrix = Box::new(move || weight.unpack(kind));
     let bias = bias.map(Tensor::shallow_clone);
-    let outputs = linears(x, vec![Layer { weight, bias, low_rank: None }])?;
+    let outputs = linears(x, vec![Layer { weight, product, bias, low_rank: None }])?;
     let none = || tch::TchError::Kind("a node without its output".to_owned());
     Ok(outputs.into_iter().next().ok_or_else(none)?)
 }

@@ -8,7 +8,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Absmax, native};
+use super::{Absmax, kernels, native};
 use crate::error::Result;
 
 /// Values that share an absmax.
@@ -66,6 +66,9 @@ impl Nf4 {
 
     /// The weight as a matrix of `kind`.
     pub fn unpack(&self, kind: Kind) -> Result<Tensor> {
+        if kernels::serve(&self.packed, kind) {
+            return kernels::nf4(&self.packed, &self.absmax, self.size, kind);
+        }
         let absmax = self.absmax.unpack()?;
         match self.packed.device() {
             Device::Cpu => native::nf4_unpack(&self.packed, &absmax, self.size, kind),

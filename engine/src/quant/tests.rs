@@ -1,6 +1,7 @@
 //! Every loop of the shim against the tensor calls beside it, and the linear layer.
 
 use super::*;
+use crate::ops::cuda::backends::Backend;
 
 const SIZES: [(i64, i64); 7] = [(1, 1), (7, 33), (24, 100), (4, 64), (130, 200), (1, 65), (3, 0)];
 const KINDS: [Kind; 2] = [Kind::Float, Kind::BFloat16];
@@ -8,6 +9,71 @@ const KINDS: [Kind; 2] = [Kind::Float, Kind::BFloat16];
 fn draw(size: (i64, i64), kind: Kind) -> Tensor {
     let weight = Tensor::randn([size.0, size.1], (Kind::Float, Device::Cpu)) * 0.02;
     weight.to_kind(kind)
+}
+
+/// Kernels that unpack, and those on a device where one is asked for.
+fn kernels() -> Vec<Backend> {
+    Backend::all().into_iter().filter(|backend| *backend != Backend::Loops).collect()
+}
+
+/// The bits of what kernels unpack, whatever packed it, against tensor calls.
+fn unpacks_alike(weight: &Quantized, expected: impl Fn(Kind) -> Tensor) {
+    for backend in kernels() {
+        let weight = weight.to(backend.device()).unwrap();
+        for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
+            let found = backend.run(|| weight.unpack(kind)).unwrap().to(Device::Cpu);
+            let expected = expected(kind);
+            assert_eq!((found.kind(), found.size()), (kind, expected.size()));
+            let same = found.allclose(&expected, 0.0, 0.0, true);
+            assert!(same, "{:?} {kind:?} by {backend:?}", weight.size2());
+        }
+    }
+}
+
+#[test]
+fn kernels_unpack_nf4_to_the_bits_of_tensor_calls() {
+    for size in SIZES.into_iter().chain([(64, 200), (16, 1024)]).filter(|size| size.1 > 0) {
+        for how in [Quantization::Nf4, Quantization::Nf4Double] {
+            let weight = Quantized::pack(&draw(size, Kind::Float), how).unwrap().unwrap();
+            unpacks_alike(&weight, |kind| {
+                let Quantized::Nf4(weight) = &weight else { panic!("{how:?}") };
+                let absmax = weight.absmax.unpack().unwrap();
+                nf4::unpack(&weight.packed, &absmax, size, kind).unwrap()
+            });
+        }
+    }
+}
+
+#[test]
+fn kernels_unpack_int8_and_fp8_to_the_bits_of_tensor_calls() {
+    for size in SIZES.into_iter().chain([(5, 4096)]).filter(|size| size.1 > 0) {
+        let weight = Int8::pack(&draw(size, Kind::Float)).unwrap();
+        let plain = |kind| int8::unpack(&weight.values, &weight.absmax, kind).unwrap();
+        unpacks_alike(&Quantized::Int8(weight.share()), plain);
+        for block in [(1, size.1), (5, 7), (128, 128), (2, 16)] {
+            let weight = Fp8::pack_blocks(&draw(size, Kind::Float), block).unwrap();
+            let plain = |kind| fp8::unpack(&weight.values, &weight.scales, block, kind).unwrap();
+            unpacks_alike(&Quantized::Fp8(weight.share()), plain);
+        }
+    }
+    // Every pattern of bits, the two that are no numbers among them.
+    let patterns = Tensor::arange(256, (Kind::Int64, Device::Cpu)).to_kind(Kind::Uint8);
+    let values = patterns.view_dtype(Kind::Float8e4m3fn).view([16, 16]);
+    let scales = Tensor::ones([16, 1], (Kind::Float, Device::Cpu));
+    let weight = Fp8::stored(values, &scales, (1, 16), Kind::BFloat16).unwrap();
+    unpacks_alike(&Quantized::Fp8(weight.share()), |kind| weight.values.to_kind(kind));
+}
+
+#[test]
+fn parts_that_do_not_fit_each_other_never_reach_a_kernel() {
+    let weight = Nf4::pack(&draw((4, 70), Kind::Float)).unwrap();
+    for size in [(4, 72), (4, 7)] {
+        let wrong = Nf4 { size, ..weight.share() };
+        let before = crate::ops::cuda::emulated::launched();
+        let found = crate::ops::cuda::emulated::only(|| wrong.unpack(Kind::Float));
+        assert!(found.is_err());
+        assert_eq!(crate::ops::cuda::emulated::launched(), before);
+    }
 }
 
 /// The same numbers with another one between each two.

@@ -28,13 +28,15 @@ pub fn nll_sum(model: &Decoder, batch: &MicroBatch, train: bool) -> Result<Optio
         return Ok(None);
     }
     let tokens: Vec<i64> = batch.tokens.iter().map(|token| i64::from(*token)).collect();
-    let layout = Layout::new(&batch.lengths, model.embedding.device())?;
-    let hidden = model.hidden(&Tensor::f_from_slice(&tokens)?, &layout, train)?;
-    let predicting = hidden.f_index_select(0, &Tensor::f_from_slice(&rows)?)?;
-    let ids = Tensor::f_from_slice(&targets)?;
+    let device = model.embedding.device();
+    let layout = Layout::new(&batch.lengths, device)?;
+    let there = |ids: &[i64]| Tensor::f_from_slice(ids)?.f_to(device);
+    let hidden = model.hidden(&there(&tokens)?, &layout, train)?;
+    let predicting = hidden.f_index_select(0, &there(&rows)?)?;
+    let ids = there(&targets)?;
     // Nearly every row has plain weights: those pay nothing for the others.
     let plain = weights.iter().all(|weight| *weight == 1.0);
-    let weights = if plain { None } else { Some(Tensor::f_from_slice(&weights)?) };
+    let weights = if plain { None } else { Some(Tensor::f_from_slice(&weights)?.f_to(device)?) };
     let targets = Targets { ids: &ids, weights: weights.as_ref() };
     Ok(Some(of_hidden(model, &predicting, targets)?))
 }

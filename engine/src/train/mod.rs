@@ -23,7 +23,7 @@ use heirloom::dataset::stream::{MicroBatch, Step};
 use heirloom::recipe::lock::Size;
 use heirloom::recipe::{Adapter, Optimizer, Recipe};
 use heirloom::track::{Sink, StepMetrics, ValidationMetrics};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::adapter;
 use crate::error::{EngineError, Result};
@@ -53,7 +53,7 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Loads the base, adds what is trained, and goes to the newest checkpoint in
+    /// Loads the base onto a device, adds what is trained, and goes to the newest checkpoint in
     /// `checkpoints`; without such a folder none is read or written. `size` has the length of
     /// the whole run; where that is an estimate, the run ends when the stream does, or at
     /// `train.max_steps`.
@@ -62,10 +62,11 @@ impl Trainer {
         base: &BaseFolder,
         size: &Size,
         checkpoints: Option<PathBuf>,
+        device: Device,
     ) -> Result<Self> {
         // Before anything is drawn: the same recipe starts from the same weights.
         tch::manual_seed(recipe.train.seed as i64);
-        let (model, mut parameters) = prepare(recipe, base)?;
+        let (model, mut parameters) = prepare(recipe, base, device)?;
         let Optimizer::Adamw(settings) = &recipe.train.optimizer;
         let mut optimizer = AdamW::new(settings.clone(), &parameters)?;
         let restored = match &checkpoints {
@@ -267,11 +268,15 @@ impl Stop {
 }
 
 /// The model with its trained weights as views into one flat tensor.
-fn prepare(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Parameters)> {
+fn prepare(recipe: &Recipe, base: &BaseFolder, device: Device) -> Result<(Decoder, Parameters)> {
     match &recipe.adapter {
-        Adapter::Full => prepare_full(recipe, base),
+        Adapter::Full => prepare_full(recipe, base, device),
         Adapter::Lora(lora) => {
-            let mut model = Decoder::open_as(base, &recipe.base.storage(), tch::Device::Cpu)?;
+            let storage = recipe.base.storage();
+            let mut model = match recipe.base.from_scratch {
+                true => Decoder::drawn_as(base, &storage, device)?,
+                false => Decoder::open_as(base, &storage, device)?,
+            };
             let mut initial = Vec::new();
             let mut rows = adapter::tokens::initial(&model, lora)?.into_iter().peekable();
             adapter::attach(&mut model, lora, |key, shape| {
@@ -282,7 +287,7 @@ fn prepare(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Parameters)> 
                 initial.push((key.to_owned(), tensor.shallow_clone()));
                 Ok(tensor)
             })?;
-            let parameters = Parameters::new(initial)?;
+            let parameters = Parameters::new(initial, device)?;
             adapter::attach(&mut model, lora, |key, _| view(&parameters, key))?;
             Ok((model, parameters))
         }
@@ -290,7 +295,11 @@ fn prepare(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Parameters)> 
 }
 
 /// Every weight is trained, in f32, whatever the dtype of the computation.
-fn prepare_full(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Parameters)> {
+fn prepare_full(
+    recipe: &Recipe,
+    base: &BaseFolder,
+    device: Device,
+) -> Result<(Decoder, Parameters)> {
     let mut initial = Vec::new();
     for (name, shape) in base.architecture.tensors() {
         let tensor = match base.checkpoint() {
@@ -298,11 +307,11 @@ fn prepare_full(recipe: &Recipe, base: &BaseFolder) -> Result<(Decoder, Paramete
                 let stored = weights::load_as(checkpoint, &name, tch::Kind::Float)?;
                 weights::grown(&name, stored, &shape)?
             }
-            None => weights::draw(&base.architecture, &name, &shape)?,
+            None => weights::draw(&base.architecture, &name, &shape, Device::Cpu)?,
         };
         initial.push((name, tensor));
     }
-    let parameters = Parameters::new(initial)?;
+    let parameters = Parameters::new(initial, device)?;
     let kind = weights::kind(recipe.base.dtype);
     let model =
         Decoder::build(&base.architecture, kind, |name, _| Ok(view(&parameters, name)?.into()))?;

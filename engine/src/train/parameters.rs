@@ -28,9 +28,9 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Lays out these initial weights. As in Transformers' `Trainer`, matrices decay and
+    /// Lays out these initial weights on a device. As in Transformers' `Trainer`, matrices decay and
     /// vectors (norms) do not.
-    pub fn new(initial: Vec<(String, Tensor)>) -> Result<Self> {
+    pub fn new(initial: Vec<(String, Tensor)>, device: Device) -> Result<Self> {
         let (matrices, vectors): (Vec<_>, Vec<_>) =
             initial.into_iter().partition(|(_, tensor)| tensor.dim() > 1);
         let mut offsets = Vec::new();
@@ -49,7 +49,7 @@ impl Parameters {
             decayed = length;
         }
         tch::no_grad(|| {
-            let flat = Tensor::f_zeros([length], (Kind::Float, Device::Cpu))?;
+            let flat = Tensor::f_zeros([length], (Kind::Float, device))?;
             let mut names = Vec::new();
             let mut views = Vec::new();
             for ((name, tensor), offset) in matrices.into_iter().chain(vectors).zip(&offsets) {

@@ -87,6 +87,40 @@ fn the_report_adds_up_and_nothing_is_left_behind() {
 }
 
 #[test]
+fn a_base_without_weights_is_measured_with_drawn_ones() {
+    let place = TempDir::new().unwrap();
+    let base = place.path().join("base");
+    fs_err::create_dir(&base).unwrap();
+    for entry in fs_err::read_dir(root().join("data/seedling")).unwrap().flatten() {
+        if !entry.file_name().to_string_lossy().ends_with(".safetensors") {
+            fs_err::copy(entry.path(), base.join(entry.file_name())).unwrap();
+        }
+    }
+    let model = format!("base.model={}", base.display());
+    for quantization in ["none", "nf4-double", "fp8"] {
+        let quantization = format!("base.quantization={quantization}");
+        let asked = ["--steps", "1", "--format", "json", "--set", &model, "--set", &quantization];
+        let text = bench(&place, &[&asked[..], &["--random-weights"]].concat());
+        let report: Value = serde_json::from_str(&text).unwrap();
+        assert!(number(&report["tokens_per_second"]) > 0.0, "{text}");
+        assert_eq!(report["machine"]["device"], "cpu");
+    }
+}
+
+#[test]
+fn a_device_that_is_not_there_is_an_error_of_the_users() {
+    let place = TempDir::new().unwrap();
+    let recipe = place.path().join("small.yaml");
+    heirloom::files::write_atomically(&recipe, RECIPE.as_bytes()).unwrap();
+    let mut command = Command::new(heirloom());
+    command.current_dir(root()).arg("bench").arg(&recipe).args(["--device", "cuda:97"]);
+    let output = command.env("HEIRLOOM_HOME", place.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("there is no device `cuda:97`"), "{said}");
+}
+
+#[test]
 fn people_get_a_table() {
     let place = TempDir::new().unwrap();
     let text = bench(&place, &["--steps", "1", "--set", "base.dtype=bfloat16"]);

@@ -168,7 +168,7 @@ fn gradients_of_full_training_equal_transformers() {
             heirloom_engine::model::weights::load(base.checkpoint().unwrap(), &name).unwrap();
         initial.push((name, tensor.to_kind(Kind::Float)));
     }
-    let parameters = Parameters::new(initial).unwrap();
+    let parameters = Parameters::new(initial, tch::Device::Cpu).unwrap();
     let model = Decoder::build(&base.architecture, Kind::Float, |name, _| {
         Ok(parameters.get(name).unwrap().into())
     })

@@ -82,7 +82,7 @@ pub(crate) fn difference(found: &Tensor, reference: &Tensor) -> f64 {
 /// `model` with the adapter of a folder as trained leaves.
 pub(crate) fn with_adapter(mut model: Decoder, folder: &Path) -> (Decoder, Parameters) {
     let described = peft::attach(&mut model, folder).unwrap();
-    let parameters = Parameters::new(adapter::weights(&model)).unwrap();
+    let parameters = Parameters::new(adapter::weights(&model), tch::Device::Cpu).unwrap();
     adapter::attach(&mut model, &described.lora, |key, _| Ok(parameters.get(key).unwrap()))
         .unwrap();
     (model, parameters)

@@ -53,7 +53,7 @@ fn logits_and_gradients_equal_peft() {
         let apart = difference(&found, &golden.logits("logits."));
         assert!(apart <= LOGITS, "{name} logits: {apart:e}");
 
-        let parameters = Parameters::new(adapter::weights(&model)).unwrap();
+        let parameters = Parameters::new(adapter::weights(&model), tch::Device::Cpu).unwrap();
         adapter::attach(&mut model, &described.lora, |key, _| Ok(parameters.get(key).unwrap()))
             .unwrap();
         let gradient = parameters.zero_gradient().unwrap();

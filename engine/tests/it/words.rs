@@ -7,7 +7,7 @@ use heirloom::cli::printer::Printer;
 use heirloom::dataset::chat::{ChatEncoder, Message};
 use heirloom::dataset::stream::MicroBatch;
 use heirloom::diagnose::Failure;
-use heirloom::job::{Export, ExportKind, Job};
+use heirloom::job::{Device, Export, ExportKind, Job};
 use heirloom::recipe::plan::Plan;
 use heirloom::recipe::{Dtype, Module};
 use heirloom::run::RunFolder;
@@ -81,7 +81,7 @@ impl Place {
         let literal = heirloom::recipe::read(&path, &[])?;
         let run = RunFolder::new(self.path(name));
         Plan::make(&literal, jiff::Timestamp::now(), &|_| {})?.begin(&run, |_, _| Ok(()))?;
-        jobs::run(&Job::Train { run: run.path().to_owned() }, Printer::Quiet)?;
+        jobs::run(&Job::Train { run: run.path().to_owned(), device: Device::Cpu }, Printer::Quiet)?;
         Ok(run.path().to_owned())
     }
 
@@ -201,7 +201,7 @@ fn trained_rows_resume_to_the_same_bytes() {
     fs_err::remove_file(run.join("summary.json")).unwrap();
     fs_err::remove_dir_all(run.join("checkpoints/step-000003")).unwrap();
     assert!(run.join("checkpoints/step-000002").is_dir());
-    jobs::run(&Job::Train { run: run.clone() }, Printer::Quiet).unwrap();
+    jobs::run(&Job::Train { run: run.clone(), device: Device::Cpu }, Printer::Quiet).unwrap();
     assert_eq!(weights(&run), undisturbed);
 }
 

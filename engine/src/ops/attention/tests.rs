@@ -4,6 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Scores, fused, reference};
 use crate::ops::Layout;
+use crate::ops::cuda::backends;
 
 /// What is asked for.
 struct Case {
@@ -56,28 +57,39 @@ fn inputs(case: &Case) -> Vec<Tensor> {
     ]
 }
 
+/// Who computes.
+#[derive(Clone, Copy)]
+enum By {
+    Reference,
+    Fused,
+    /// Whoever is chosen on a device.
+    Chosen(Device),
+}
+
 /// The output and the gradients of q, k, v and sinks.
-fn both_passes(case: &Case, inputs: &[Tensor], kind: Kind, by_reference: bool) -> Vec<Tensor> {
+fn both_passes(case: &Case, inputs: &[Tensor], kind: Kind, by: By) -> Vec<Tensor> {
+    let device = if let By::Chosen(device) = by { device } else { Device::Cpu };
     // Memory that is taken next holds no number.
     for input in inputs {
         drop(Tensor::full(input.size(), f64::NAN, (kind, Device::Cpu)));
     }
-    let leaf = |x: &Tensor| x.to_kind(kind).detach().set_requires_grad(true);
-    let layout = Layout::new(case.lengths, Device::Cpu).unwrap();
+    let leaf = |x: &Tensor| x.to_kind(kind).to(device).detach().set_requires_grad(true);
+    let layout = Layout::new(case.lengths, device).unwrap();
     let mut leaves: Vec<_> = inputs[..3].iter().map(leaf).collect();
     let sinks = case.sinks.then(|| leaf(&inputs[4]));
     leaves.extend(sinks.as_ref().map(Tensor::shallow_clone));
     let (window, softcap) = (case.window, case.softcap);
     let scores = Scores { scale: 0.125, window, softcap, sinks, dropout: 0.0 };
     let [q, k, v] = [&leaves[0], &leaves[1], &leaves[2]];
-    let output = match by_reference {
-        true => reference::packed(q, k, v, &layout, &scores, true),
-        false => fused::packed(q, k, v, &layout, &scores),
+    let output = match by {
+        By::Reference => reference::packed(q, k, v, &layout, &scores, true),
+        By::Fused => fused::packed(q, k, v, &layout, &scores),
+        By::Chosen(_) => super::packed(q, k, v, &layout, &scores, true),
     }
     .unwrap();
-    let loss = (&output * inputs[3].to_kind(kind)).sum(Kind::Double);
+    let loss = (&output * inputs[3].to_kind(kind).to(device)).sum(Kind::Double);
     let gradients = Tensor::run_backward(&[loss], &leaves, false, false);
-    [output.detach()].into_iter().chain(gradients).collect()
+    [output.detach()].into_iter().chain(gradients).map(|x| x.to(Device::Cpu)).collect()
 }
 
 /// Length of the difference over length of `exact`.
@@ -92,13 +104,30 @@ fn apart(found: &Tensor, exact: &Tensor) -> f64 {
 
 #[test]
 fn values_and_gradients_are_those_of_the_reference() {
-    for (number, case) in CASES.iter().enumerate() {
+    compare(&CASES, By::Fused);
+}
+
+/// Flash attention where it computes what is asked, and the reference where it does not.
+#[test]
+fn on_a_device_values_and_gradients_are_those_of_the_reference() {
+    let Some(index) = backends::device() else { return };
+    compare(&CASES, By::Chosen(Device::Cuda(index)));
+    // Wide heads, groups of heads that share a key, and a window: all of them flash's.
+    let wide = Case { widths: (128, 128), heads: (8, 2), window: Some(33), ..PLAIN };
+    compare(
+        &[wide, Case { widths: (256, 256), lengths: &[2, 700], ..PLAIN }],
+        By::Chosen(Device::Cuda(index)),
+    );
+}
+
+fn compare(cases: &[Case], by: By) {
+    for (number, case) in cases.iter().enumerate() {
         let inputs = inputs(case);
-        let exact = both_passes(case, &inputs, Kind::Double, true);
-        let wide = both_passes(case, &inputs, Kind::Float, false);
-        let wide_reference = both_passes(case, &inputs, Kind::Float, true);
-        let narrow = both_passes(case, &inputs, Kind::BFloat16, false);
-        let narrow_reference = both_passes(case, &inputs, Kind::BFloat16, true);
+        let exact = both_passes(case, &inputs, Kind::Double, By::Reference);
+        let wide = both_passes(case, &inputs, Kind::Float, by);
+        let wide_reference = both_passes(case, &inputs, Kind::Float, By::Reference);
+        let narrow = both_passes(case, &inputs, Kind::BFloat16, by);
+        let narrow_reference = both_passes(case, &inputs, Kind::BFloat16, By::Reference);
         for (place, exact) in exact.iter().enumerate() {
             let of = |all: &[Tensor]| apart(&all[place], exact);
             let (ours, theirs) = (of(&wide), of(&wide_reference));
@@ -122,13 +151,13 @@ fn rows_of(all: &[Tensor], start: i64, count: i64) -> Vec<Tensor> {
 fn a_document_of_nan_touches_no_other_and_runs_repeat_their_bits() {
     for kind in [Kind::Float, Kind::BFloat16] {
         let inputs = inputs(&PLAIN);
-        let before = both_passes(&PLAIN, &inputs, kind, false);
-        assert_eq!(before, both_passes(&PLAIN, &inputs, kind, false));
+        let before = both_passes(&PLAIN, &inputs, kind, By::Fused);
+        assert_eq!(before, both_passes(&PLAIN, &inputs, kind, By::Fused));
         let (start, count) = (130, 300);
         for input in &inputs[..4] {
             let _ = input.narrow(0, start, count).fill_(f64::NAN);
         }
-        let after = both_passes(&PLAIN, &inputs, kind, false);
+        let after = both_passes(&PLAIN, &inputs, kind, By::Fused);
         for (start, count) in [(0, start), (start + count, 96)] {
             assert_eq!(rows_of(&before, start, count), rows_of(&after, start, count));
         }
@@ -143,7 +172,7 @@ fn a_document_of_nan_touches_no_other_and_runs_repeat_their_bits() {
 fn heads_may_lie_anywhere_in_memory() {
     let (case, inputs) = (&PLAIN, inputs(&PLAIN));
     for kind in [Kind::Float, Kind::BFloat16] {
-        let expected = both_passes(case, &inputs, kind, false);
+        let expected = both_passes(case, &inputs, kind, By::Fused);
         let layout = Layout::new(case.lengths, Device::Cpu).unwrap();
         let scores =
             Scores { scale: 0.125, window: None, softcap: None, sinks: None, dropout: 0.0 };
