@@ -11,7 +11,9 @@
 
 use tch::{Kind, Tensor};
 
+use super::checkpointing::Kept;
 use super::native::node;
+use super::reference;
 use crate::error::Result;
 
 /// Gives a weight `[out_features, in_features]` in the dtype of the rows.
@@ -59,6 +61,14 @@ struct Update {
 
 /// Applies layers to the same rows `[n, in_features]`: `[n, out_features]` of each.
 pub fn linears(x: &Tensor, layers: Vec<Layer>) -> Result<Vec<Tensor>> {
+    linears_over(x, Kept::here(x), layers)
+}
+
+/// The same over rows that the backward pass gets from `kept`.
+pub fn linears_over(x: &Tensor, kept: Kept, layers: Vec<Layer>) -> Result<Vec<Tensor>> {
+    if reference::asked() {
+        return reference::linears(x, layers);
+    }
     let (mut inputs, mut outputs, mut saved) = (vec![x.shallow_clone()], Vec::new(), Vec::new());
     tch::no_grad(|| -> Result<()> {
         let updates = updates(x, &layers)?;
@@ -74,9 +84,9 @@ pub fn linears(x: &Tensor, layers: Vec<Layer>) -> Result<Vec<Tensor>> {
         }
         Ok(())
     })?;
-    let (rows, wanted) = (x.detach(), x.requires_grad());
+    let wanted = x.requires_grad();
     let inputs: Vec<&Tensor> = inputs.iter().collect();
-    node(&inputs, outputs, move |gradients| backward(&rows, wanted, &saved, gradients))
+    node(&inputs, outputs, move |gradients| backward(&kept.take()?, wanted, &saved, gradients))
 }
 
 /// The way through A of every layer that has an update.

@@ -9,6 +9,7 @@ use heirloom::base::{Activation, NormKind};
 use tch::{Kind, Tensor};
 
 use super::AdamWFactors;
+use super::linear::{Layer, LowRank};
 use super::rotary::Angles;
 use crate::error::Result;
 
@@ -29,7 +30,7 @@ pub fn only<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// Whether plain operations are asked for.
-pub(super) fn asked() -> bool {
+pub(crate) fn asked() -> bool {
     static ALWAYS: OnceLock<bool> = OnceLock::new();
     let always = || std::env::var_os(OPS_VARIABLE).is_some_and(|value| value == "reference");
     ASKED.get() || *ALWAYS.get_or_init(always)
@@ -102,6 +103,26 @@ pub fn rotate(x: &Tensor, angles: &Angles, interleaved: bool) -> Result<Tensor> 
         parts.push(x.f_narrow(-1, 2 * half, width - 2 * half)?);
     }
     Ok(Tensor::f_cat(&parts, -1)?)
+}
+
+/// See [`super::linear::linears`]. Everything is kept that plain autograd keeps, unpacked weights
+/// included.
+pub fn linears(x: &Tensor, layers: Vec<Layer>) -> Result<Vec<Tensor>> {
+    let apply = |layer: Layer| -> Result<Tensor> {
+        let Layer { weight, bias, low_rank } = layer;
+        let y = x.f_linear(&weight()?, bias)?;
+        let Some(LowRank { a, b, scaling, dropout }) = low_rank else { return Ok(y) };
+        let dropped = if dropout > 0.0 {
+            let mask = Tensor::f_empty(x.size(), (Kind::Bool, x.device()))?;
+            x.f_mul(&mask.f_bernoulli_p(1.0 - dropout)?)?.f_div_scalar(1.0 - dropout)?
+        } else {
+            x.shallow_clone()
+        };
+        let inner = dropped.f_linear(&a.f_to_kind(x.kind())?, None::<Tensor>)?;
+        let update = inner.f_linear(&b.f_to_kind(x.kind())?, None::<Tensor>)?;
+        Ok(y.f_add(&update.f_mul_scalar(scaling)?)?)
+    };
+    layers.into_iter().map(apply).collect()
 }
 
 /// See [`super::adamw`].
