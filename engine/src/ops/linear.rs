@@ -2,9 +2,9 @@
 //!
 //! Owns the forward and backward pass of `y = x Wᵀ + b + s · dropout(x) Aᵀ Bᵀ` over frozen
 //! weights, for one layer or for several (query, key and value; gate and up). The rows are read
-//! once for all their low-rank paths and kept once; a frozen weight is asked for again in the
-//! backward pass, so that one that is packed is never kept unpacked, and has no gradient.
-//! Trained weights are left to libtorch.
+//! once for all their low-rank paths and kept once, or not at all ([`linears_over`]); a frozen
+//! weight is asked for again in the backward pass, so that one that is packed is never kept
+//! unpacked, and has no gradient. Trained weights are left to libtorch.
 //!
 //! Follows LoRA (arXiv 2106.09685) as PEFT's `lora.Linear` applies it, except that the low-rank
 //! products are made in the dtype of the rows: PEFT widens bfloat16 rows to the adapter's f32.

@@ -1,6 +1,7 @@
 //! The fused operations in plain tensor calls, each rounded as Transformers rounds it.
 //!
 //! They serve where the loops of [`super::loops`] cannot, and are what those are compared with.
+//! Attention has its own beside it.
 
 use std::cell::Cell;
 use std::sync::OnceLock;

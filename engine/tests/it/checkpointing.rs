@@ -3,13 +3,14 @@
 use std::process::Command;
 
 use heirloom::base::BaseFolder;
+use heirloom::dataset::stream::MicroBatch;
 use heirloom::files::sha256_of_file;
 use heirloom::recipe::{ActivationCheckpointing, Dtype, Quantization, Storage};
 use heirloom_engine::model::{Decoder, weights};
-use heirloom_engine::ops::reference;
+use heirloom_engine::ops::reference::{self, OPS_VARIABLE};
 use heirloom_engine::train::{loss, parameters::Parameters};
 use serde_json::Value;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 
 use crate::runs::{heirloom, root};
@@ -87,6 +88,21 @@ fn gradients_of_all_weights_are_the_same_bits_in_every_family() {
     }
 }
 
+/// Of six experts, two tokens choose four at most: the others have no gradient.
+#[test]
+fn experts_that_no_token_chose_do_not_move() {
+    let batch = MicroBatch { tokens: vec![3, 5], weights: vec![0.0, 1.0], lengths: vec![2] };
+    let (mut model, parameters) = full("families/qwen3_moe", Kind::Float);
+    for how in [ActivationCheckpointing::None, ActivationCheckpointing::Block] {
+        model.checkpointing = how;
+        let (_, gradient) = mean_gradient(&model, &parameters, &batch);
+        let moves = |(_, part): &(&str, Tensor)| part.abs().max().double_value(&[]) > 0.0;
+        let experts = parameters.split(&gradient).filter(|(name, _)| name.contains(".experts."));
+        let (moved, still): (Vec<_>, Vec<_>) = experts.partition(moves);
+        assert!(!moved.is_empty() && !still.is_empty(), "{how:?} {} {}", moved.len(), still.len());
+    }
+}
+
 /// What is computed again is computed by the operations that computed it the first time, also
 /// where the backward pass is asked for elsewhere.
 #[test]
@@ -148,27 +164,33 @@ train:
   seed: 3
 ";
 
-fn run(place: &TempDir, command: &str, arguments: &[&str]) -> String {
+fn run(place: &TempDir, command: &str, arguments: &[&str], operations: &str) -> String {
     let recipe = place.path().join("small.yaml");
     heirloom::files::write_atomically(&recipe, RECIPE.as_bytes()).unwrap();
     let mut program = Command::new(heirloom());
     program.current_dir(root()).arg(command).arg(recipe).args(arguments);
     program.env("OMP_NUM_THREADS", "1").env("HEIRLOOM_HOME", place.path());
+    program.env(OPS_VARIABLE, operations);
     let output = program.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// Trains; the digest of what was trained, and the loss of every step.
-fn trained(place: &TempDir, name: &str, sets: &[&str]) -> (String, Vec<Value>) {
+fn trained(place: &TempDir, name: &str, sets: &[&str]) -> (String, Vec<f64>) {
+    trained_by(place, name, sets, "")
+}
+
+fn trained_by(place: &TempDir, name: &str, sets: &[&str], operations: &str) -> (String, Vec<f64>) {
     let folder = place.path().join(name);
     let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
-    run(place, "train", &[&["--run", folder.to_str().unwrap()], sets.as_slice()].concat());
+    let arguments = [&["--run", folder.to_str().unwrap()], sets.as_slice()].concat();
+    run(place, "train", &arguments, operations);
     let weights = ["adapter/adapter_model.safetensors", "model/model.safetensors"];
     let weights = weights.map(|file| folder.join(file)).into_iter().find(|file| file.is_file());
     let metrics = fs_err::read_to_string(folder.join("metrics.jsonl")).unwrap();
     let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let losses: Vec<Value> = lines.map(|line| line["loss"].clone()).collect();
+    let losses: Vec<f64> = lines.map(|line| line["loss"].as_f64().unwrap()).collect();
     assert_eq!(losses.len(), 3);
     (sha256_of_file(&weights.unwrap()).unwrap(), losses)
 }
@@ -196,12 +218,28 @@ fn runs_learn_the_same_bytes() {
     assert_eq!(trained(&place, "offload", &sets), trained(&place, "again", &[]));
 }
 
+/// Both draw the same inputs to drop.
+#[test]
+fn runs_with_plain_operations_learn_nearly_the_same() {
+    let place = TempDir::new().unwrap();
+    for set in ["base.dtype=float32", "base.quantization=nf4"] {
+        let sets = [set, "train.activation_checkpointing=selective"];
+        let (_, fused) = trained(&place, &format!("fused-{set}"), &sets);
+        let (_, plain) = trained_by(&place, &format!("plain-{set}"), &sets, "reference");
+        assert_ne!(fused, plain, "{set}: the same to the last bit");
+        for (fused, plain) in fused.iter().zip(&plain) {
+            assert!((fused / plain - 1.0).abs() < 1e-4, "{set}: {fused} {plain}");
+        }
+    }
+}
+
 #[test]
 fn blocks_are_computed_again_and_selected_operations_alone() {
     let place = TempDir::new().unwrap();
     let calls = |how: &str| {
         let set = format!("train.activation_checkpointing={how}");
-        let text = run(&place, "bench", &["--steps", "1", "--format", "json", "--set", &set]);
+        let arguments = ["--steps", "1", "--format", "json", "--set", &set];
+        let text = run(&place, "bench", &arguments, "");
         let report: Value = serde_json::from_str(&text).unwrap();
         let operations = report["operations"].as_array().unwrap().clone();
         move |name: &str| {
