@@ -178,10 +178,6 @@ fn each_rule_refuses_what_it_should() {
         ("eval.gates.0.metric=exact_match", "`eval.gates[0].metric` is not of the form"),
         ("eval.gates.0.at_most=1", "`eval.gates[0]` needs one condition"),
         ("train.epoch=3", "unknown key `train.epoch` | did you mean `epochs`?"),
-        (
-            "train.gradient_checkpointing=true",
-            "unknown key `train.gradient_checkpointing` | did you mean `activation_checkpointing`?",
-        ),
         ("train.seed=99999999999999999999", "`train.seed` must be at most 18446744073709551615"),
     ] {
         // A suite that is not there has a gate that is about it, too.
