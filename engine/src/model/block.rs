@@ -171,6 +171,7 @@ pub(super) struct Shared(Arc<Block>);
 unsafe impl Send for Shared {}
 
 impl Shared {
+    #[expect(clippy::arc_with_non_send_sync, reason = "owners are counted across threads")]
     pub(super) fn new(block: Block) -> Self {
         Self(Arc::new(block))
     }
