@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "shim/attention.cpp",
     "shim/cross_entropy.cpp",
     "shim/cuda.cpp",

@@ -3,7 +3,8 @@
     python benches/engine/curves.py --python VENV/bin/python                      # LoRA, float32
     python benches/engine/curves.py --python VENV/bin/python --quantization nf4
 
-Same rows in the same order, same initial adapter (Heirloom's, which PEFT loads), same settings.
+Same rows in the same order, same initial adapter (Heirloom's, which PEFT loads), same settings;
+Heirloom once with its fused operations and once with plain ones (HEIRLOOM_OPS=reference).
 Exit status 0 only if every loss is within --within of PEFT's, relatively.
 """
 
@@ -15,11 +16,16 @@ import sys
 from work import HERE, ROOT, WORK, arguments, call, environment, machine, make, recipe, write
 
 
-def train(args, path, variables, name, sets=()):
+# What `HEIRLOOM_OPS` is for either way of computing.
+OPERATIONS = {"fused": "", "plain": "reference"}
+
+
+def train(args, path, variables, name, operations, sets=()):
     """A run of Heirloom; its folder."""
     folder = WORK / name
     shutil.rmtree(folder, ignore_errors=True)
     words = [word for pair in [*sets, *args.set] for word in ("--set", pair)]
+    variables = variables | {"HEIRLOOM_OPS": OPERATIONS[operations]}
     call([args.heirloom, "train", path, "--run", folder.relative_to(ROOT), *words], variables)
     return folder
 
@@ -42,20 +48,22 @@ def main():
     planned = recipe(args.shape, "float32", args.quantization, args.steps)
     path = write(WORK / f"{name}.recipe.json", planned)
     # The first step of a warm-up has a learning rate of 0: its adapter is the initial one.
-    initial = train(args, path, variables, f"{name}-initial", ["train.max_steps=1"]) / "adapter"
-    ours = losses(train(args, path, variables, name))
+    initial = train(args, path, variables, f"{name}-initial", "fused", ["train.max_steps=1"]) / "adapter"
     command = [args.python, HERE / "peer.py", path, "--steps", args.steps, "--adapter", initial, "--threads", args.threads]
     theirs = json.loads(call(command, variables))["losses"]
-    if len(ours) != len(theirs):
-        sys.exit(f"curves: {len(ours)} losses here, {len(theirs)} there")
-    differences = [abs(a - b) / abs(b) for a, b in zip(ours, theirs)]
-    worst = max(range(len(ours)), key=differences.__getitem__)
-    result = {"machine": machine(), "steps": len(ours), "heirloom": ours, "peft": theirs, "within": args.within,
-              "largest_difference": differences[worst]}
+    result = {"machine": machine(), "steps": args.steps, "peft": theirs, "within": args.within}
+    print(f"{name}: {len(theirs)} steps, PEFT's loss {theirs[0]:.6f} to {theirs[-1]:.6f}")
+    for operations in OPERATIONS:
+        ours = losses(train(args, path, variables, f"{name}-{operations}", operations))
+        if len(ours) != len(theirs):
+            sys.exit(f"curves: {len(ours)} losses here, {len(theirs)} there")
+        differences = [abs(a - b) / abs(b) for a, b in zip(ours, theirs)]
+        worst = max(range(len(ours)), key=differences.__getitem__)
+        result[operations] = {"heirloom": ours, "largest_difference": differences[worst]}
+        print(f"{operations} operations: {ours[0]:.6f} to {ours[-1]:.6f}, largest relative difference "
+              f"{differences[worst]:.2e}, at step {worst + 1}; allowed {args.within:.0e}")
     write(WORK / f"{name}.results.json", result)
-    print(f"{name}: {len(ours)} steps, loss {ours[0]:.6f} to {ours[-1]:.6f} (PEFT {theirs[0]:.6f} to {theirs[-1]:.6f})")
-    print(f"largest relative difference {differences[worst]:.2e}, at step {worst + 1}; allowed {args.within:.0e}")
-    return 0 if differences[worst] <= args.within else 1
+    return 0 if all(result[operations]["largest_difference"] <= args.within for operations in OPERATIONS) else 1
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ RECIPE_JSON is a resolved recipe as JSON, as run.py and curves.py write it. What
 writes who wants speed: SDPA attention, whole sequences of equal length without padding and so
 without a mask, fused AdamW, no key/value cache, no gradient checkpointing (slower), logits in
 float32 as Transformers' loss has them. The quantised base is bitsandbytes' `Linear4bit` with
-nested or plain scales and bfloat16 as its compute dtype; its norms stay as they are stored
+nested or plain scales and the recipe's dtype as its compute dtype; its norms stay as they are stored
 (`prepare_model_for_kbit_training` would turn them, the embedding and the output projection into
 float32, which is slower).
 """

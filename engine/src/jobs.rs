@@ -50,7 +50,7 @@ fn model(target: &Target, rows: usize, device: Device) -> Result<Decoder, Failur
     let mut model = Decoder::open_as(&base, &target.storage, device)?;
     if let Some(folder) = &target.adapter {
         peft::attach(&mut model, folder)?;
-        for low_rank in model.linears_mut().filter_map(|linear| linear.low_rank.as_mut()) {
+        for low_rank in model.linears_mut()?.filter_map(|linear| linear.low_rank.as_mut()) {
             low_rank.a = low_rank.a.f_to(device).map_err(EngineError::from)?;
             low_rank.b = low_rank.b.f_to(device).map_err(EngineError::from)?;
         }

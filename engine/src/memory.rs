@@ -72,7 +72,7 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let draw = (state >> 33) as usize;
             if held.len() > 20 || (draw.is_multiple_of(3) && !held.is_empty()) {
-                held.swap_remove(draw % held.len());
+                drop(held.swap_remove(draw % held.len()));
             } else {
                 let size = 1 + (draw % 3_000_000) as i64;
                 held.push((size, bytes(size)));

@@ -210,6 +210,13 @@ pub struct Train {
     /// most [`DEFAULT_MICRO_BATCH_TOKENS`].
     #[serde(default)]
     pub micro_batch_tokens: Option<usize>,
+    /// What of the forward pass is computed again in the backward pass, to keep less until
+    /// then. The results are the same bits.
+    #[serde(default)]
+    pub activation_checkpointing: ActivationCheckpointing,
+    /// Keep the inputs of checkpointed blocks in host memory rather than on the CUDA device.
+    #[serde(default)]
+    pub activation_offload: bool,
     /// How weights move.
     pub optimizer: Optimizer,
     /// How the learning rate moves.
@@ -230,6 +237,21 @@ pub struct Train {
     /// How many checkpoints are kept, newest first.
     #[serde(default = "default_keep")]
     pub keep_checkpoints: usize,
+}
+
+/// How much is kept for the backward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActivationCheckpointing {
+    /// Everything that it needs.
+    #[default]
+    None,
+    /// Of every block its input alone (arXiv 1604.06174); `gradient_checkpointing` in
+    /// Transformers.
+    Block,
+    /// All but what is cheap to compute again: what norms and gated units give (after
+    /// arXiv 2205.05198).
+    Selective,
 }
 
 /// Most tokens in one forward pass unless the recipe says something else.

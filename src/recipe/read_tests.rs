@@ -164,6 +164,11 @@ fn each_rule_refuses_what_it_should() {
         ("train.micro_batch_tokens=64", "`train.micro_batch_tokens` is 64, less than one window"),
         ("train.tokens_per_step=2147483776", "`train.tokens_per_step` is 2147483776, more than"),
         ("train.micro_batch_tokens=2147483649", "`train.micro_batch_tokens` is 2147483649, more"),
+        (
+            "train.activation_checkpointing=full",
+            "`train.activation_checkpointing` cannot be `full`",
+        ),
+        ("train.activation_offload=true", "`train.activation_offload` moves the inputs of"),
         ("train.clip_grad_norm=-1", "`train.clip_grad_norm` must not be negative"),
         ("train.optimizer.adamw.lr=0", "`train.optimizer.adamw.lr` must be greater than 0"),
         ("train.optimizer.adamw.betas=[1, 0]", "`train.optimizer.adamw.betas[0]` must be at least"),

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 
 use super::problem::{Fault, listed, most_alike};
 use super::{
-    Adapter, FORMAT, Gate, Lora, Module, Optimizer, Quantization, Recipe, Schedule, Targets,
+    ActivationCheckpointing, Adapter, FORMAT, Gate, Lora, Module, Optimizer, Quantization, Recipe,
+    Schedule, Targets,
 };
 use crate::diagnose::Diagnose as _;
 use crate::hub::Address;
@@ -275,6 +276,14 @@ impl Check<'_> {
         if let Some(steps) = train.max_steps {
             self.at_least_one(steps, "train.max_steps");
         }
+        let checkpointed = train.activation_checkpointing == ActivationCheckpointing::Block
+            || !self.means_something("train.activation_checkpointing");
+        self.rule(
+            !train.activation_offload || checkpointed,
+            "train.activation_offload",
+            "moves the inputs of checkpointed blocks, and no block is checkpointed",
+            "write `activation_checkpointing: block`, or leave it out",
+        );
         self.not_negative(train.clip_grad_norm, "train.clip_grad_norm");
         self.at_least_one(train.keep_checkpoints as u64, "train.keep_checkpoints");
         if window == 0 || !self.means_something("data.sequence_length") {

@@ -30,7 +30,7 @@ pub fn attach(
     mut get: impl FnMut(&str, [i64; 2]) -> Result<Tensor>,
 ) -> Result<()> {
     let rank = i64::from(lora.rank);
-    for linear in model.linears_mut().filter(|linear| lora.targets.choose(&linear.name)) {
+    for linear in model.linears_mut()?.filter(|linear| lora.targets.choose(&linear.name)) {
         let (out_features, in_features) = linear.weight.size2()?;
         let (key_a, key_b) = keys(&linear.name);
         linear.low_rank = Some(LowRank {

@@ -182,7 +182,7 @@ impl Session<'_> {
         let answered = if self.adapter || self.job.target.adapter.is_none() {
             generate(&self.model)
         } else {
-            self.model.without_adapter(generate)
+            self.model.without_adapter(generate)?
         };
         console.answering(false);
         let Replies { rows, timing, past } = answered?;

@@ -67,11 +67,16 @@ pub(super) fn report(
     with_baseline: bool,
     printer: Printer,
 ) -> Result<EvalReport, Failure> {
-    let baseline = with_baseline.then(|| {
-        model.without_adapter(|base| measure(base, encoder, suite, rows, "base", printer))
-    });
+    let baseline = if with_baseline {
+        Some(
+            model
+                .without_adapter(|base| measure(base, encoder, suite, rows, "base", printer))??,
+        )
+    } else {
+        None
+    };
     let target = measure(model, encoder, suite, rows, "adapted", printer)?;
-    Ok(assemble(suite, rows, target, baseline.transpose()?))
+    Ok(assemble(suite, rows, target, baseline))
 }
 
 fn measure(

@@ -4,7 +4,7 @@ use heirloom::base::{self, LatentQuery, Qkv};
 use tch::Tensor;
 
 use super::linear::Linear;
-use super::parts::{Norm, Tensors};
+use super::parts::{Norm, Rows, Tensors};
 use crate::error::Result;
 use crate::ops::attention::Scores;
 use crate::ops::profile::scope;
@@ -120,11 +120,16 @@ impl Attention {
         Ok(Self { projections, o: tensors.linear(o)?, rope, interleaved, scores })
     }
 
+    /// Whether weights are dropped while training.
+    pub(super) fn drops(&self) -> bool {
+        self.scores.dropout > 0.0
+    }
+
     /// Over rows `[n, hidden]`. `ropes` are the angles of every rotary embedding; `attend` gets
     /// q `[n, heads, d]`, k and v `[n, kv_heads, …]` after rotation and gives `[n, heads · e]`.
     pub(super) fn forward(
         &self,
-        x: &Tensor,
+        x: &Rows<'_>,
         ropes: &[Angles],
         train: bool,
         attend: impl FnOnce(Tensor, Tensor, Tensor, &Scores) -> Result<Tensor>,
@@ -147,7 +152,7 @@ impl Attention {
 
     fn grouped(
         &self,
-        x: &Tensor,
+        rows: &Rows<'_>,
         train: bool,
         rotate: impl Fn(Tensor) -> Result<Tensor>,
     ) -> Result<(Tensor, Tensor, Tensor)> {
@@ -156,10 +161,10 @@ impl Attention {
             return Err(wrong_kind());
         };
         let [q, k, v] = match qkv.as_slice() {
-            [q, k, v] => Linear::forward_all([q, k, v], x, train)?,
+            [q, k, v] => Linear::forward_all([q, k, v], rows, train)?,
             [fused] => {
                 let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
-                let all = fused.forward(x, train)?;
+                let all = fused.forward_rows(rows, train)?;
                 [
                     all.f_narrow(-1, 0, queries)?,
                     all.f_narrow(-1, queries, keys)?,
@@ -168,7 +173,8 @@ impl Attention {
             }
             _ => return Err(wrong_kind()),
         };
-        let split = |rows: Tensor| rows.f_reshape([x.size()[0], -1, *head_dim]);
+        let count = rows.x.size2()?.0;
+        let split = |rows: Tensor| rows.f_reshape([count, -1, *head_dim]);
         // Per head, or over all heads together: as wide as the norm's weight.
         let normed = |rows: Tensor, norm: Option<&Norm>| -> Result<Tensor> {
             match norm {
@@ -183,7 +189,7 @@ impl Attention {
 
     fn latent(
         &self,
-        x: &Tensor,
+        normed: &Rows<'_>,
         train: bool,
         rotate: impl Fn(Tensor) -> Result<Tensor>,
     ) -> Result<(Tensor, Tensor, Tensor)> {
@@ -192,17 +198,19 @@ impl Attention {
             return Err(wrong_kind());
         };
         let Latent { heads, nope, rope, value, latent } = *widths;
-        let rows = x.size()[0];
+        let rows = normed.x.size2()?.0;
         let queries = match (q.as_slice(), q_norm) {
-            ([a, b], Some(norm)) => b.forward(&norm.forward(&a.forward(x, train)?)?, train)?,
-            ([q], None) => q.forward(x, train)?,
+            ([a, b], Some(norm)) => {
+                b.forward(&norm.forward(&a.forward_rows(normed, train)?)?, train)?
+            }
+            ([q], None) => q.forward_rows(normed, train)?,
             _ => return Err(wrong_kind()),
         };
         let queries = queries.f_view([rows, heads, nope + rope])?;
-        let compressed = kv_a.forward(x, train)?;
-        let normed = kv_a_norm.forward(&compressed.f_narrow(-1, 0, latent)?)?;
+        let compressed = kv_a.forward_rows(normed, train)?;
+        let latents = kv_a_norm.forward(&compressed.f_narrow(-1, 0, latent)?)?;
         let shared = compressed.f_narrow(-1, latent, rope)?.f_unsqueeze(1)?;
-        let both = kv_b.forward(&normed, train)?.f_view([rows, heads, nope + value])?;
+        let both = kv_b.forward(&latents, train)?.f_view([rows, heads, nope + value])?;
         let shared = rotate(shared)?.f_expand([rows, heads, rope], false)?;
         let q = Tensor::f_cat(
             &[queries.f_narrow(-1, 0, nope)?, rotate(queries.f_narrow(-1, nope, rope)?)?],

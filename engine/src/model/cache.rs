@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::block::Mode;
 use super::decoder::Decoder;
 use crate::error::{EngineError, Result};
 use crate::ops::Layout;
@@ -100,7 +101,7 @@ impl Decoder {
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         let mut x = self.embed(tokens)?;
         for block in &self.blocks {
-            x = block.forward(x, &angles, false, |q, k, v, scores| {
+            x = block.forward(&x, &angles, Mode::default(), |q, k, v, scores| {
                 keys.push(spread(&k)?);
                 values.push(spread(&v)?);
                 attention::packed(&q, &k, &v, &layout, scores, false)
@@ -159,7 +160,7 @@ impl Decoder {
         let mut x = self.embed(tokens)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let (keys, values) = (&mut cache.keys[layer], &mut cache.values[layer]);
-            x = block.forward(x, &angles, false, |q, k, v, scores| {
+            x = block.forward(&x, &angles, Mode::default(), |q, k, v, scores| {
                 let place = [Some(&row_index), None, Some(&positions)];
                 let _ = keys.f_index_put_(&place, &k, false)?;
                 let _ = values.f_index_put_(&place, &v, false)?;

@@ -1,22 +1,18 @@
 //! The decoder: embedding, blocks, output projection.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use heirloom::base::{
-    Architecture, BaseError, BaseFolder, EMBEDDING, EmbeddingScale, Layer, OUTPUT,
-};
-use heirloom::recipe::{Dtype, Module, Quantization, Storage};
-use tch::{Device, Kind, Tensor};
+use heirloom::base::{Architecture, BaseError, BaseFolder, EMBEDDING, EmbeddingScale, OUTPUT};
+use heirloom::recipe::{ActivationCheckpointing, Dtype, Module, Quantization, Storage};
+use tch::{Device, Kind, TchError, Tensor};
 
-use super::attention::Attention;
-use super::feed_forward::FeedForward;
+use super::block::{Block, Mode, Pass, Shared};
 use super::linear::Linear;
 use super::parts::{Norm, Tensors};
 use super::replacement::Replaced;
 use super::weight::Weight;
 use super::weights;
-use crate::error::Result;
-use crate::ops::attention::{self, Scores};
+use crate::error::{EngineError, Result};
 use crate::ops::profile::scope;
 use crate::ops::rotary::{Angles, Rotary};
 use crate::ops::{self, Layout};
@@ -34,25 +30,16 @@ pub struct Decoder {
     /// What embedded tokens are multiplied with, rounded where the family rounds it.
     embedding_scale: Option<f64>,
     pub(super) ropes: Vec<Rotary>,
-    pub(super) blocks: Vec<Block>,
+    pub(super) blocks: Vec<Shared>,
     norm: Norm,
     /// `[vocab_size, hidden_size]`; the embedding itself when tied.
     pub output: Tensor,
     /// What an adapter puts in the place of `embedding` and `output`.
     pub replaced: Replaced,
-}
-
-/// Attention, then feed-forward, each added to the residual stream.
-#[derive(Debug)]
-pub(super) struct Block {
-    before_attention: Option<Norm>,
-    attention: Attention,
-    after_attention: Option<Norm>,
-    before_feed_forward: Option<Norm>,
-    feed_forward: FeedForward,
-    after_feed_forward: Option<Norm>,
-    residual_multiplier: f64,
-    residual_dropout: f64,
+    /// What is kept of the blocks while training.
+    pub checkpointing: ActivationCheckpointing,
+    /// What is kept of checkpointed blocks is kept in host memory.
+    pub offload: bool,
 }
 
 impl Decoder {
@@ -62,10 +49,10 @@ impl Decoder {
         kind: Kind,
         mut get: impl FnMut(&str, &[usize]) -> Result<Weight>,
     ) -> Result<Self> {
-        let mut tensors = Tensors(BTreeMap::new());
+        let mut tensors = Tensors::default();
         for (name, shape) in architecture.tensors() {
             let weight = get(&name, &shape)?;
-            tensors.0.insert(name, weight);
+            tensors.put(name, weight);
         }
         let embedding = tensors.take(EMBEDDING)?;
         let ropes = architecture.ropes.iter();
@@ -75,7 +62,7 @@ impl Decoder {
             blocks: architecture
                 .layers
                 .iter()
-                .map(|layer| Block::build(layer, architecture, &mut tensors))
+                .map(|layer| Ok(Shared::new(Block::build(layer, architecture, &mut tensors)?)))
                 .collect::<Result<_>>()?,
             norm: tensors.norm(&architecture.norm)?,
             output: match architecture.tie_word_embeddings {
@@ -87,6 +74,8 @@ impl Decoder {
             architecture: architecture.clone(),
             kind,
             replaced: Replaced::default(),
+            checkpointing: ActivationCheckpointing::None,
+            offload: false,
         })
     }
 
@@ -137,15 +126,20 @@ impl Decoder {
     /// `Architecture::linear_layers`.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.blocks.iter().flat_map(|block| {
-            block.attention.linears().into_iter().chain(block.feed_forward.linears())
+            block.attention().linears().into_iter().chain(block.feed_forward().linears())
         })
     }
 
-    /// Like [`Decoder::linears`], to be changed.
-    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        self.blocks.iter_mut().flat_map(|block| {
-            block.attention.linears_mut().into_iter().chain(block.feed_forward.linears_mut())
-        })
+    /// Like [`Decoder::linears`], to be changed, which must not be while a backward pass is yet
+    /// to come.
+    pub fn linears_mut(&mut self) -> Result<impl Iterator<Item = &mut Linear>> {
+        let held = || EngineError::from(TchError::Kind("a graph holds the model".to_owned()));
+        let blocks = self.blocks.iter_mut().map(|block| block.get_mut().ok_or_else(held));
+        let blocks = blocks.collect::<Result<Vec<_>>>()?;
+        Ok(blocks.into_iter().flat_map(|block| {
+            let (attention, feed_forward) = block.parts_mut();
+            attention.linears_mut().into_iter().chain(feed_forward.linears_mut())
+        }))
     }
 
     /// The base's own weights of a module with a row for each token.
@@ -169,30 +163,48 @@ impl Decoder {
 
     /// Runs `use_base` with every adapter taken off, then puts them back: the base model and
     /// the adapted one are one model in memory.
-    pub fn without_adapter<T>(&mut self, use_base: impl FnOnce(&Self) -> T) -> T {
-        let taken: Vec<_> = self.linears_mut().map(|linear| linear.low_rank.take()).collect();
+    pub fn without_adapter<T>(&mut self, use_base: impl FnOnce(&Self) -> T) -> Result<T> {
+        let taken: Vec<_> = self.linears_mut()?.map(|linear| linear.low_rank.take()).collect();
         let replaced = std::mem::take(&mut self.replaced);
         let result = use_base(self);
         self.replaced = replaced;
-        for (linear, low_rank) in self.linears_mut().zip(taken) {
+        for (linear, low_rank) in self.linears_mut()?.zip(taken) {
             linear.low_rank = low_rank;
         }
-        result
+        Ok(result)
     }
 
     /// Final hidden states of token ids `[n]` (i64) that lie as `layout` says:
-    /// `[n, hidden_size]`. `train` turns dropout on.
+    /// `[n, hidden_size]`. `train` turns dropout on, and checkpointing as the model says.
     pub fn hidden(&self, tokens: &Tensor, layout: &Layout, train: bool) -> Result<Tensor> {
         layout.check_length(0, self.architecture.max_position_embeddings)?;
         let angles = self.angles_of(layout)?;
         let mut x = self.embed(tokens)?;
+        let how = if train { self.checkpointing } else { ActivationCheckpointing::None };
+        let mode = Mode { train, again: how == ActivationCheckpointing::Selective };
+        let mut seeds = self.seeds(train)?;
+        // On any other device it is in host memory already.
+        let host = self.offload && x.device().is_cuda();
         for block in &self.blocks {
-            x = block.forward(x, &angles, train, |q, k, v, scores| {
-                let _scope = scope("attention");
-                attention::packed(&q, &k, &v, layout, scores, train)
-            })?;
+            let pass = Pass { layout, angles: &angles, mode, seed: seeds.next() };
+            x = match how {
+                ActivationCheckpointing::Block => block.checkpointed(&x, &pass, host)?,
+                _ => block.packed(&x, &pass)?,
+            };
         }
         self.norm.forward(&x)
+    }
+
+    /// A seed for every block, so that one drops the same when it is computed again; none
+    /// where nothing is dropped. The first of them is drawn.
+    fn seeds(&self, train: bool) -> Result<impl Iterator<Item = i64> + use<>> {
+        let first = if train && self.blocks.iter().any(|block| block.drops()) {
+            let drawn = Tensor::f_randint(i64::MAX, [1], (Kind::Int64, Device::Cpu))?;
+            Some(drawn.f_int64_value(&[0])?)
+        } else {
+            None
+        };
+        Ok(first.into_iter().flat_map(|first| (0..).map(move |block| first.wrapping_add(block))))
     }
 
     /// Logits of hidden states: `[m, vocab_size]`.
@@ -239,57 +251,6 @@ impl Decoder {
     }
 }
 
-impl Block {
-    fn build(layer: &Layer, architecture: &Architecture, tensors: &mut Tensors) -> Result<Self> {
-        let norms = &layer.norms;
-        Ok(Self {
-            before_attention: tensors.maybe_norm(&norms.before_attention)?,
-            attention: Attention::build(&layer.attention, &architecture.ropes, tensors)?,
-            after_attention: tensors.maybe_norm(&norms.after_attention)?,
-            before_feed_forward: tensors.maybe_norm(&norms.before_feed_forward)?,
-            feed_forward: FeedForward::build(&layer.feed_forward, tensors)?,
-            after_feed_forward: tensors.maybe_norm(&norms.after_feed_forward)?,
-            residual_multiplier: layer.residual_multiplier,
-            residual_dropout: layer.residual_dropout,
-        })
-    }
-
-    /// One block over rows `[n, hidden_size]`; for `attend` see [`Attention::forward`].
-    pub(super) fn forward(
-        &self,
-        x: Tensor,
-        ropes: &[Angles],
-        train: bool,
-        attend: impl FnOnce(Tensor, Tensor, Tensor, &Scores) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        // Of what the parts do not claim.
-        let _scope = scope("residual");
-        let normed = apply(&self.before_attention, &x)?;
-        let attended = self.attention.forward(&normed, ropes, train, attend)?;
-        let branch = self.branch(apply(&self.after_attention, &attended)?, train)?;
-        let (x, normed) = match &self.before_feed_forward {
-            Some(norm) => norm.forward_sum(&x, &branch)?,
-            None => {
-                let x = x.f_add(&branch)?;
-                (x.shallow_clone(), x)
-            }
-        };
-        let fed = self.feed_forward.forward(&normed, train)?;
-        Ok(x.f_add(&self.branch(apply(&self.after_feed_forward, &fed)?, train)?)?)
-    }
-
-    /// What is added to the residual stream for a branch.
-    fn branch(&self, mut branch: Tensor, train: bool) -> Result<Tensor> {
-        if train && self.residual_dropout > 0.0 {
-            branch = branch.f_dropout(self.residual_dropout, true)?;
-        }
-        if self.residual_multiplier != 1.0 {
-            branch = branch.f_mul_scalar(self.residual_multiplier)?;
-        }
-        Ok(branch)
-    }
-}
-
 /// The keys of the weights that are to be quantised.
 fn quantized_weights(base: &BaseFolder, storage: &Storage) -> BTreeSet<String> {
     let layers = base.architecture.quantizable_layers();
@@ -305,13 +266,5 @@ fn embedding_scale(scale: EmbeddingScale, kind: Kind) -> Result<Option<f64>> {
             let scale = Tensor::f_from_slice(&[scale])?.f_to_kind(Kind::Float)?;
             Ok(Some(scale.f_to_kind(kind)?.f_double_value(&[0])?))
         }
-    }
-}
-
-/// Applies a norm where there is one.
-fn apply(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
-    match norm {
-        Some(norm) => norm.forward(x),
-        None => Ok(x.shallow_clone()),
     }
 }

@@ -3,8 +3,9 @@
 use heirloom::base::{self, Activation, ExpertWeights, GateUp, Router};
 use tch::{Kind, Tensor};
 
+use super::block::Mode;
 use super::linear::Linear;
-use super::parts::Tensors;
+use super::parts::{Rows, Tensors};
 use super::weight::Weight;
 use crate::error::Result;
 use crate::ops::profile::scope;
@@ -66,11 +67,11 @@ impl FeedForward {
     }
 
     /// Over rows `[n, hidden]`.
-    pub(super) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Rows<'_>, mode: Mode) -> Result<Tensor> {
         let _scope = scope("feed-forward projections");
         match self {
-            Self::Gated(gated) => gated.forward(x, train),
-            Self::Experts(experts) => experts.forward(x, train),
+            Self::Gated(gated) => gated.forward(x, mode),
+            Self::Experts(experts) => experts.forward(x, mode),
         }
     }
 
@@ -108,26 +109,22 @@ impl Gated {
         })
     }
 
-    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let inner = match self.gate_up.as_slice() {
-            [gate, up] => {
-                let [gate, up] = Linear::forward_all([gate, up], x, train)?;
-                let _scope = scope("gate");
-                ops::gated(&gate, &up, self.activation)?
-            }
+    fn forward(&self, x: &Rows<'_>, mode: Mode) -> Result<Tensor> {
+        let Mode { train, again } = mode;
+        let [gate, up] = match self.gate_up.as_slice() {
+            [gate, up] => Linear::forward_all([gate, up], x, train)?,
             both => {
                 let outputs = both
                     .iter()
-                    .map(|linear| linear.forward(x, train))
+                    .map(|linear| linear.forward_rows(x, train))
                     .collect::<Result<Vec<_>>>()?;
-                let _scope = scope("gate");
                 let both = Tensor::f_cat(&outputs, -1)?;
                 let half = both.size2()?.1 / 2;
-                let (gate, up) = (both.f_narrow(-1, 0, half)?, both.f_narrow(-1, half, half)?);
-                ops::gated(&gate, &up, self.activation)?
+                [both.f_narrow(-1, 0, half)?, both.f_narrow(-1, half, half)?]
             }
         };
-        self.down.forward(&inner, train)
+        let inner = Rows::gated(&gate, &up, self.activation, again)?;
+        self.down.forward_rows(&inner, train)
     }
 }
 
@@ -168,14 +165,15 @@ impl Experts {
         })
     }
 
-    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+    fn forward(&self, rows: &Rows<'_>, mode: Mode) -> Result<Tensor> {
+        let x = &rows.x;
         let kind = if self.router.wide { Kind::Float } else { x.kind() };
         let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(kind)).transpose()?;
         let logits = x.f_to_kind(kind)?.f_linear(&self.weight.f_to_kind(kind)?, bias)?;
         let (chosen, weights) = experts::choose(&logits, self.correction.as_ref(), &self.router)?;
         let mixed = experts::mix(x, &chosen, &weights, |expert, x| self.answers.ask(expert, x))?;
         match &self.shared {
-            Some(shared) => Ok(mixed.f_add(&shared.forward(x, train)?)?),
+            Some(shared) => Ok(mixed.f_add(&shared.forward(rows, mode)?)?),
             None => Ok(mixed),
         }
     }

@@ -2,9 +2,11 @@
 
 use tch::{Kind, Tensor};
 
+use super::parts::Rows;
 use super::weight::Weight;
 use crate::error::Result;
 use crate::ops;
+use crate::ops::checkpointing::trained_linear;
 use crate::ops::linear::Layer;
 
 /// `y = x Wᵀ + bias`, plus the update of an adapter if there is one.
@@ -36,29 +38,41 @@ pub struct LowRank {
 impl Linear {
     /// Applies the layer to `[n, in_features]`. `train` turns dropout on.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let [y] = Self::forward_all([self], x, train)?;
+        self.forward_rows(&Rows::kept(x), train)
+    }
+
+    /// The same, to rows that need not be kept.
+    pub(super) fn forward_rows(&self, rows: &Rows<'_>, train: bool) -> Result<Tensor> {
+        let [y] = Self::forward_all([self], rows, train)?;
         Ok(y)
     }
 
     /// Applies several layers to the same rows.
-    pub fn forward_all<const N: usize>(
+    pub(super) fn forward_all<const N: usize>(
         layers: [&Self; N],
-        x: &Tensor,
+        rows: &Rows<'_>,
         train: bool,
     ) -> Result<[Tensor; N]> {
         let outputs = if layers.iter().any(|layer| layer.weight.is_trained()) {
-            layers.iter().map(|layer| layer.trained(x)).collect::<Result<Vec<_>>>()?
+            layers.iter().map(|layer| layer.trained(rows)).collect::<Result<Vec<_>>>()?
         } else {
-            let layers = layers.iter().map(|layer| layer.frozen(x.kind(), train));
-            ops::linear::linears(x, layers.collect::<Result<_>>()?)?
+            let layers = layers.iter().map(|layer| layer.frozen(rows.x.kind(), train));
+            let layers = layers.collect::<Result<_>>()?;
+            ops::linear::linears_over(&rows.x, rows.for_backward(), layers)?
         };
         outputs.try_into().map_err(|_| wrong_number())
     }
 
     /// Under full training, which keeps f32 weights under a bfloat16 computation.
-    fn trained(&self, x: &Tensor) -> Result<Tensor> {
+    fn trained(&self, rows: &Rows<'_>) -> Result<Tensor> {
+        let (x, kept) = (&rows.x, rows.for_backward());
         let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(x.kind())).transpose()?;
-        self.weight.linear(x, bias.as_ref())
+        match &self.weight {
+            Weight::Dense(weight) if kept.is_made_again() => {
+                trained_linear(x, kept, &weight.f_to_kind(x.kind())?, bias.as_ref())
+            }
+            weight => weight.linear(x, bias.as_ref()),
+        }
     }
 
     fn frozen(&self, kind: Kind, train: bool) -> Result<Layer> {

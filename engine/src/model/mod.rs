@@ -1,6 +1,6 @@
 //! The model room: modules that compute, and weights by checkpoint key.
 //!
-//! Owns the decoder of all families ([`Decoder`], put together from `attention`,
+//! Owns the decoder of all families ([`Decoder`], put together from `block`, `attention`,
 //! `feed_forward` and `parts` as `heirloom::base::Architecture` describes), its cache
 //! ([`Cache`]), linear layers ([`Linear`]) and loading weights ([`weights`]). Does not own the
 //! description, nor adapters: a linear layer, the embedding and the output only have a place for one.
@@ -8,6 +8,7 @@
 //! Reference: the `modeling_*.py` of Transformers 5.23.
 
 mod attention;
+mod block;
 mod cache;
 mod decoder;
 mod feed_forward;

@@ -2,32 +2,54 @@
 
 use std::collections::BTreeMap;
 
-use heirloom::base::{self, NormKind};
+use heirloom::base::{self, Activation, NormKind};
 use tch::Tensor;
 
 use super::linear::Linear;
 use super::weight::Weight;
 use crate::error::{EngineError, Result};
 use crate::ops;
+use crate::ops::checkpointing::Kept;
 use crate::ops::profile::scope;
 
 /// Tensors that modules take out one by one.
-pub(super) struct Tensors(pub(super) BTreeMap<String, Weight>);
+#[derive(Default)]
+pub(super) struct Tensors {
+    left: BTreeMap<String, Weight>,
+    /// Those that were taken and are trained.
+    trained: Vec<Tensor>,
+}
 
 impl Tensors {
+    /// Puts a tensor in.
+    pub(super) fn put(&mut self, name: String, weight: Weight) {
+        self.left.insert(name, weight);
+    }
+
     /// The tensor with this checkpoint key, as it is.
     pub(super) fn take(&mut self, name: &str) -> Result<Tensor> {
-        match self.0.remove(name) {
-            Some(Weight::Dense(tensor)) => Ok(tensor),
-            Some(Weight::Quantized(_)) => Err(quantized(name)),
-            None => Err(missing(name)),
+        match self.remove(name)? {
+            Weight::Dense(tensor) => Ok(tensor),
+            Weight::Quantized(_) => Err(quantized(name)),
         }
     }
 
     /// The weight of the linear layer with this name.
     pub(super) fn weight(&mut self, linear: &base::Linear) -> Result<Weight> {
-        let name = format!("{}.weight", linear.name);
-        self.0.remove(&name).ok_or_else(|| missing(&name))
+        self.remove(&format!("{}.weight", linear.name))
+    }
+
+    /// The trained tensors that were taken since the last call.
+    pub(super) fn trained(&mut self) -> Vec<Tensor> {
+        std::mem::take(&mut self.trained)
+    }
+
+    fn remove(&mut self, name: &str) -> Result<Weight> {
+        let weight = self.left.remove(name).ok_or_else(|| missing(name))?;
+        if let (Weight::Dense(tensor), true) = (&weight, weight.is_trained()) {
+            self.trained.push(tensor.shallow_clone());
+        }
+        Ok(weight)
     }
 
     /// A linear layer.
@@ -83,9 +105,91 @@ impl Norm {
         ops::rms_norm(x, &self.weight, self.eps, self.kind)
     }
 
+    /// The same norm under another owner.
+    fn share(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), eps: self.eps, kind: self.kind }
+    }
+
     /// Adds a branch to the residual stream, and norms the sum: both.
     pub(super) fn forward_sum(&self, x: &Tensor, branch: &Tensor) -> Result<(Tensor, Tensor)> {
         let _scope = scope("norm");
         ops::add_rms_norm(x, branch, &self.weight, self.eps, self.kind)
+    }
+}
+
+/// Rows that linear layers read, and what their backward pass gets them from.
+pub(super) struct Rows<'a> {
+    pub(super) x: Tensor,
+    source: Source<'a>,
+}
+
+/// What rows are made of where they are made again.
+enum Source<'a> {
+    /// They are kept.
+    Kept,
+    Normed(&'a Norm, Tensor),
+    Gated(Tensor, Tensor, Activation),
+}
+
+impl<'a> Rows<'a> {
+    /// Rows that are kept.
+    pub(super) fn kept(x: &Tensor) -> Self {
+        Self { x: x.shallow_clone(), source: Source::Kept }
+    }
+
+    /// Rows after a norm, if there is one.
+    pub(super) fn normed(norm: Option<&'a Norm>, x: &Tensor, again: bool) -> Result<Self> {
+        let Some(norm) = norm else { return Ok(Self::kept(x)) };
+        let source = if again { Source::Normed(norm, x.detach()) } else { Source::Kept };
+        Ok(Self { x: norm.forward(x)?, source })
+    }
+
+    /// The residual stream with a branch added, and those rows after a norm.
+    pub(super) fn normed_sum(
+        norm: &'a Norm,
+        x: &Tensor,
+        branch: &Tensor,
+        again: bool,
+    ) -> Result<(Tensor, Self)> {
+        let (sum, x) = norm.forward_sum(x, branch)?;
+        let source = if again { Source::Normed(norm, sum.detach()) } else { Source::Kept };
+        Ok((sum, Self { x, source }))
+    }
+
+    /// `activation(gate) · up`.
+    pub(super) fn gated(
+        gate: &Tensor,
+        up: &Tensor,
+        activation: Activation,
+        again: bool,
+    ) -> Result<Self> {
+        let _scope = scope("gate");
+        let x = ops::gated(gate, up, activation)?;
+        let source = match again {
+            true => Source::Gated(gate.detach(), up.detach(), activation),
+            false => Source::Kept,
+        };
+        Ok(Self { x, source })
+    }
+
+    /// For the backward pass of one layer.
+    pub(super) fn for_backward(&self) -> Kept {
+        match &self.source {
+            Source::Kept => Kept::here(&self.x),
+            // Of these libtorch keeps what it needs.
+            _ if ops::reference::asked() => Kept::here(&self.x),
+            Source::Normed(norm, x) => {
+                let (norm, x) = (norm.share(), x.shallow_clone());
+                Kept::again(move || norm.forward(&x))
+            }
+            Source::Gated(gate, up, activation) => {
+                let (gate, up, activation) =
+                    (gate.shallow_clone(), up.shallow_clone(), *activation);
+                Kept::again(move || {
+                    let _scope = scope("gate");
+                    ops::gated(&gate, &up, activation)
+                })
+            }
+        }
     }
 }

@@ -60,7 +60,7 @@ pub(super) fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Resul
 /// See [`super::rotary::rotate`]: turned back, a gradient is the one before the rotation.
 pub(super) fn rotate(x: &Tensor, angles: &Angles, interleaved: bool) -> Result<Tensor> {
     let y = tch::no_grad(|| loops::rotate(x, angles, false, [interleaved, false]))?;
-    let angles = Angles { cos: angles.cos.shallow_clone(), sin: angles.sin.shallow_clone() };
+    let angles = angles.share();
     one(node(&[x], vec![y], move |gradients| match gradients {
         [Some(y)] => Ok(vec![Some(loops::rotate(y, &angles, true, [false, interleaved])?)]),
         _ => Ok(vec![None]),

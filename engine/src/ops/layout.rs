@@ -103,6 +103,23 @@ impl Layout {
         Ok(Self { groups, scatter, positions, lengths, starts, offsets, longest })
     }
 
+    /// The same layout under another owner.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        let share = |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::shallow_clone);
+        let groups = self.groups.iter();
+        let group = |group: &Group| Group { gather: share(&group.gather), ..*group };
+        Self {
+            groups: groups.map(group).collect(),
+            scatter: share(&self.scatter),
+            positions: self.positions.shallow_clone(),
+            offsets: share(&self.offsets),
+            lengths: self.lengths.clone(),
+            starts: Arc::clone(&self.starts),
+            longest: self.longest,
+        }
+    }
+
     /// Refuses documents that are longer than `limit` with `extra` more tokens.
     pub fn check_length(&self, extra: usize, limit: usize) -> Result<()> {
         let tokens = self.longest.saturating_add(extra);

@@ -2,16 +2,18 @@
 //!
 //! Owns the forward and backward pass of `y = x Wᵀ + b + s · dropout(x) Aᵀ Bᵀ` over frozen
 //! weights, for one layer or for several (query, key and value; gate and up). The rows are read
-//! once for all their low-rank paths and kept once; a frozen weight is asked for again in the
-//! backward pass, so that one that is packed is never kept unpacked, and has no gradient.
-//! Trained weights are left to libtorch.
+//! once for all their low-rank paths and kept once, or not at all ([`linears_over`]); a frozen
+//! weight is asked for again in the backward pass, so that one that is packed is never kept
+//! unpacked, and has no gradient. Trained weights are left to libtorch.
 //!
 //! Follows LoRA (arXiv 2106.09685) as PEFT's `lora.Linear` applies it, except that the low-rank
 //! products are made in the dtype of the rows: PEFT widens bfloat16 rows to the adapter's f32.
 
 use tch::{Kind, Tensor};
 
+use super::checkpointing::Kept;
 use super::native::node;
+use super::reference;
 use crate::error::Result;
 
 /// Gives a weight `[out_features, in_features]` in the dtype of the rows.
@@ -64,6 +66,14 @@ struct Update {
 
 /// Applies layers to the same rows `[n, in_features]`: `[n, out_features]` of each.
 pub fn linears(x: &Tensor, layers: Vec<Layer>) -> Result<Vec<Tensor>> {
+    linears_over(x, Kept::here(x), layers)
+}
+
+/// The same over rows that the backward pass gets from `kept`.
+pub fn linears_over(x: &Tensor, kept: Kept, layers: Vec<Layer>) -> Result<Vec<Tensor>> {
+    if reference::asked() {
+        return reference::linears(x, layers);
+    }
     let (mut inputs, mut outputs, mut saved) = (vec![x.shallow_clone()], Vec::new(), Vec::new());
     tch::no_grad(|| -> Result<()> {
         let updates = updates(x, &layers)?;
@@ -82,9 +92,9 @@ pub fn linears(x: &Tensor, layers: Vec<Layer>) -> Result<Vec<Tensor>> {
         }
         Ok(())
     })?;
-    let (rows, wanted) = (x.detach(), x.requires_grad());
+    let wanted = x.requires_grad();
     let inputs: Vec<&Tensor> = inputs.iter().collect();
-    node(&inputs, outputs, move |gradients| backward(&rows, wanted, &saved, gradients))
+    node(&inputs, outputs, move |gradients| backward(&kept.take()?, wanted, &saved, gradients))
 }
 
 /// The way through A of every layer that has an update.

@@ -5,12 +5,14 @@
 //! weights or modules.
 //!
 //! Functions that have a fused version take it where it serves, which is on the CPU in f32 and
-//! bfloat16, and the plain one of [`reference`] elsewhere and where it is asked for.
+//! bfloat16, and the plain one of [`reference`] elsewhere and where it is asked for. What of
+//! them is kept for the backward pass, [`checkpointing`] can make less.
 //!
 //! Follows Transformers' modelling files operation by operation, so that numbers agree:
 //! norms are computed in f32, and what is rounded when is part of each family.
 
 pub mod attention;
+pub mod checkpointing;
 pub mod cross_entropy;
 pub(crate) mod cuda;
 pub mod experts;

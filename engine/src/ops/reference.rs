@@ -1,6 +1,7 @@
 //! The fused operations in plain tensor calls, each rounded as Transformers rounds it.
 //!
 //! They serve where the loops of [`super::loops`] cannot, and are what those are compared with.
+//! Attention has its own beside it.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -9,6 +10,7 @@ use heirloom::base::{Activation, NormKind};
 use tch::{Kind, Tensor};
 
 use super::AdamWFactors;
+use super::linear::{Layer, LowRank};
 use super::rotary::Angles;
 use crate::error::Result;
 
@@ -102,6 +104,26 @@ pub fn rotate(x: &Tensor, angles: &Angles, interleaved: bool) -> Result<Tensor> 
         parts.push(x.f_narrow(-1, 2 * half, width - 2 * half)?);
     }
     Ok(Tensor::f_cat(&parts, -1)?)
+}
+
+/// See [`super::linear::linears`]. Everything is kept that plain autograd keeps, unpacked weights
+/// included, and no product is made without the unpacked weight.
+pub fn linears(x: &Tensor, layers: Vec<Layer>) -> Result<Vec<Tensor>> {
+    let apply = |layer: Layer| -> Result<Tensor> {
+        let Layer { weight, bias, low_rank, product: _ } = layer;
+        let y = x.f_linear(&weight()?, bias)?;
+        let Some(LowRank { a, b, scaling, dropout }) = low_rank else { return Ok(y) };
+        let dropped = if dropout > 0.0 {
+            let mask = Tensor::f_empty(x.size(), (Kind::Bool, x.device()))?;
+            x.f_mul(&mask.f_bernoulli_p(1.0 - dropout)?)?.f_div_scalar(1.0 - dropout)?
+        } else {
+            x.shallow_clone()
+        };
+        let inner = dropped.f_linear(&a.f_to_kind(x.kind())?, None::<Tensor>)?;
+        let update = inner.f_linear(&b.f_to_kind(x.kind())?, None::<Tensor>)?;
+        Ok(y.f_add(&update.f_mul_scalar(scaling)?)?)
+    };
+    layers.into_iter().map(apply).collect()
 }
 
 /// See [`super::adamw`].

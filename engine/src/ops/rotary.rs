@@ -29,6 +29,14 @@ pub struct Angles {
     pub sin: Tensor,
 }
 
+impl Angles {
+    /// The same angles under another owner.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
+    }
+}
+
 impl Rotary {
     /// Computes the frequencies.
     pub fn new(rope: &Rope, device: Device) -> Result<Self> {

@@ -3,7 +3,7 @@
 //! Owns the number of floating-point operations of the matrix products that a step cannot do
 //! without: the forward pass, the gradient of every product's input, and those of the weights
 //! that are trained. A multiplication and an addition are two. Nothing is counted twice that is
-//! computed twice, and nothing of what is not a product, as in the "model FLOPs" of PaLM
+//! computed twice, as activation checkpointing does, and nothing of what is not a product, as in the "model FLOPs" of PaLM
 //! (arXiv 2204.02311, appendix B); but of attention only the pairs that the mask allows count.
 
 use heirloom::base::{Architecture, Attention, ExpertWeights, FeedForward, Layer};

@@ -5,9 +5,9 @@ use tch::Tensor;
 
 use crate::error::Result;
 use crate::model::{Decoder, Replacement};
-use crate::ops::Layout;
 use crate::ops::cross_entropy::{self, Logits, Targets};
 use crate::ops::profile::scope;
+use crate::ops::{self, Layout, reference};
 
 /// Sum of the negative log-likelihoods of the trained tokens, each times its weight, in nats,
 /// as a graph that can be differentiated; `None` when no token is trained. `train` turns
@@ -43,6 +43,13 @@ pub fn nll_sum(model: &Decoder, batch: &MicroBatch, train: bool) -> Result<Optio
 
 /// Sum of the losses of hidden states, through the output projection however it is trained.
 fn of_hidden(model: &Decoder, hidden: &Tensor, targets: Targets<'_>) -> Result<Tensor> {
+    if reference::asked() {
+        let logits = model.logits(hidden)?;
+        return match targets.weights {
+            Some(weights) => ops::weighted_cross_entropy_sum(&logits, targets.ids, weights),
+            None => ops::cross_entropy_sum(&logits, targets.ids),
+        };
+    }
     let architecture = &model.architecture;
     match &model.replaced.output {
         None if cross_entropy::computes(hidden, &model.output) => {

@@ -66,7 +66,9 @@ impl Trainer {
     ) -> Result<Self> {
         // Before anything is drawn: the same recipe starts from the same weights.
         tch::manual_seed(recipe.train.seed as i64);
-        let (model, mut parameters) = prepare(recipe, base, device)?;
+        let (mut model, mut parameters) = prepare(recipe, base, device)?;
+        model.checkpointing = recipe.train.activation_checkpointing;
+        model.offload = recipe.train.activation_offload;
         let Optimizer::Adamw(settings) = &recipe.train.optimizer;
         let mut optimizer = AdamW::new(settings.clone(), &parameters)?;
         let restored = match &checkpoints {
@@ -142,14 +144,16 @@ impl Trainer {
     /// One optimiser step of a pass of `of_epoch` steps, whose rows were asked for at `started`.
     pub fn step(&mut self, step: &Step, of_epoch: u64, started: Instant) -> Result<StepMetrics> {
         let number = self.progress.step + 1;
-        // Dropout depends on the step alone, so a resumed run drops the same.
-        tch::manual_seed(mix(self.recipe.train.seed, number));
+        let seed = mix(self.recipe.train.seed, number);
         let trained: u64 = step.micro_batches.iter().map(MicroBatch::trained_tokens).sum();
         let tokens: u64 = step.micro_batches.iter().map(|batch| batch.tokens.len() as u64).sum();
         let weight: f64 = step.micro_batches.iter().map(MicroBatch::weight).sum();
         let mut gradient = self.parameters.zero_gradient()?;
         let mut nll = 0.0;
-        for batch in &step.micro_batches {
+        for (place, batch) in step.micro_batches.iter().enumerate() {
+            // Dropout depends on the step and the place in it alone, so that a resumed run drops
+            // the same, and so does one whose backward passes draw numbers again.
+            tch::manual_seed(mix(seed as u64, place as u64));
             let sum = {
                 let _scope = scope("loss");
                 loss::nll_sum(&self.model, batch, true)?
@@ -324,9 +328,9 @@ fn view(parameters: &Parameters, name: &str) -> Result<Tensor> {
     Ok(parameters.get(name).ok_or_else(absent)?)
 }
 
-/// A seed for every step (the finaliser of SplitMix64).
-fn mix(seed: u64, step: u64) -> i64 {
-    let mut mixed = seed.wrapping_add(step.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+/// A seed for every step, and for every part of it (the finaliser of SplitMix64).
+fn mix(seed: u64, number: u64) -> i64 {
+    let mut mixed = seed.wrapping_add(number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     (mixed ^ (mixed >> 31)) as i64

@@ -74,7 +74,9 @@ impl Parameters {
     pub fn add_gradient(&self, loss: &Tensor, into: &Tensor) -> Result<()> {
         let gradients = Tensor::f_run_backward(&[loss], &self.views, false, false)?;
         tch::no_grad(|| {
-            for (gradient, offset) in gradients.iter().zip(&self.offsets) {
+            let gradients = gradients.iter().zip(&self.offsets);
+            // An expert that no token chose has none.
+            for (gradient, offset) in gradients.filter(|(gradient, _)| gradient.defined()) {
                 let gradient = gradient.f_reshape([-1])?;
                 let mut place = into.f_narrow(0, *offset, gradient.numel() as i64)?;
                 let _ = place.f_add_(&gradient)?;

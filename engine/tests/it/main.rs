@@ -4,6 +4,7 @@
 
 mod adapters;
 mod bench;
+mod checkpointing;
 mod export;
 mod families;
 mod formats;
