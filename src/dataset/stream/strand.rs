@@ -155,6 +155,9 @@ impl<R: Rows> Walk<R> {
             }
             if !open.next_round(&*self.rows, &self.order, self.block)? {
                 self.open = None;
+                // Before the next block's readers take the places of this one's: theirs would
+                // be touched from the start.
+                allocator::trim();
                 self.block += 1;
             }
         }

@@ -88,11 +88,11 @@ fn a_marked_text_that_is_changed_afterwards_is_refused() {
     assert!(marks(source, "\u{fdd0}b").is_err());
 }
 
-/// Renders a template that must be stopped, within a second.
+/// Renders a template that must be stopped, and on a busy machine within minutes.
 fn stopped(source: &str) -> String {
     let started = Instant::now();
     let failed = render(source, &[message("user", "hi")]).unwrap_err();
-    assert!(started.elapsed().as_secs_f64() < 20.0, "{:?}", started.elapsed());
+    assert!(started.elapsed().as_secs_f64() < 120.0, "{:?}", started.elapsed());
     failed.reason
 }
 

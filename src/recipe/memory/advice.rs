@@ -1,13 +1,16 @@
 //! A run that does not fit, and the settings that would.
 //!
-//! Owns the refusal ([`MemoryError`]) and the search: smaller micro-batches, a base in fewer
-//! bits, bfloat16, shorter windows, each alone before any two together. Only settings whose
+//! Owns the refusal ([`MemoryError`]) and the search: smaller micro-batches, blocks made again in
+//! the backward pass, a base in fewer bits, bfloat16, shorter windows, each alone before any
+//! two together. Only settings whose
 //! own prediction fits are named.
 
 use super::limit::{By, Limit, VARIABLE};
 use super::{Memory, Run};
 use crate::diagnose::{Diagnose, amount};
-use crate::recipe::{Adapter, DEFAULT_MICRO_BATCH_TOKENS, Dtype, Quantization, Recipe};
+use crate::recipe::{
+    ActivationCheckpointing, Adapter, DEFAULT_MICRO_BATCH_TOKENS, Dtype, Quantization, Recipe,
+};
 
 /// Windows are not made shorter than this.
 const SHORTEST_WINDOW: usize = 128;
@@ -71,9 +74,9 @@ pub(super) fn refusal(run: &Run<'_>, memory: &Memory, limit: Limit) -> MemoryErr
 
 fn fitting(run: &Run<'_>, limit: u64) -> Vec<Setting> {
     let mut found: Vec<Setting> = Vec::new();
-    for held in storages(run.recipe) {
+    for way in ways(run.recipe) {
         for window in windows(run.recipe) {
-            let Some(setting) = largest_micro_batch(run, &held, window, limit) else { continue };
+            let Some(setting) = largest_micro_batch(run, &way, window, limit) else { continue };
             if !found.contains(&setting) {
                 found.push(setting);
             }
@@ -87,13 +90,31 @@ fn fitting(run: &Run<'_>, limit: u64) -> Vec<Setting> {
     found
 }
 
-/// How the base may be held: as it is, in four bits, in bfloat16, or both.
-fn storages(recipe: &Recipe) -> Vec<(Option<Quantization>, Option<Dtype>)> {
+/// What may change beside lengths.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Way {
+    checkpointing: Option<ActivationCheckpointing>,
+    quantization: Option<Quantization>,
+    dtype: Option<Dtype>,
+}
+
+/// Blocks that are made again, a base in four bits, bfloat16; each alone, and together.
+fn ways(recipe: &Recipe) -> Vec<Way> {
     let packs = matches!(recipe.adapter, Adapter::Lora(_))
         && !matches!(recipe.base.quantization, Quantization::Nf4 | Quantization::Nf4Double);
-    let four = packs.then_some(Quantization::Nf4);
-    let half = (recipe.base.dtype == Dtype::Float32).then_some(Dtype::Bfloat16);
-    let mut ways = vec![(None, None), (four, None), (None, half), (four, half)];
+    let block = ActivationCheckpointing::Block;
+    let checkpointing = (recipe.train.activation_checkpointing != block).then_some(block);
+    let quantization = packs.then_some(Quantization::Nf4);
+    let dtype = (recipe.base.dtype == Dtype::Float32).then_some(Dtype::Bfloat16);
+    let none = Way::default();
+    let mut ways = vec![
+        none,
+        Way { checkpointing, ..none },
+        Way { quantization, ..none },
+        Way { dtype, ..none },
+        Way { quantization, dtype, ..none },
+        Way { checkpointing, quantization, dtype },
+    ];
     ways.dedup();
     ways
 }
@@ -106,20 +127,20 @@ fn windows(recipe: &Recipe) -> impl Iterator<Item = usize> {
 }
 
 /// The largest micro-batch with which a recipe so changed fits.
-fn largest_micro_batch(
-    run: &Run<'_>,
-    (quantization, dtype): &(Option<Quantization>, Option<Dtype>),
-    window: usize,
-    limit: u64,
-) -> Option<Setting> {
+fn largest_micro_batch(run: &Run<'_>, way: &Way, window: usize, limit: u64) -> Option<Setting> {
     let (mut recipe, mut set) = (run.recipe.clone(), Vec::new());
+    let Way { checkpointing, quantization, dtype } = *way;
+    if let Some(checkpointing) = checkpointing {
+        recipe.train.activation_checkpointing = checkpointing;
+        set.push(format!("train.activation_checkpointing={}", word(&checkpointing)));
+    }
     if let Some(quantization) = quantization {
-        recipe.base.quantization = *quantization;
-        set.push(format!("base.quantization={}", word(quantization)));
+        recipe.base.quantization = quantization;
+        set.push(format!("base.quantization={}", word(&quantization)));
     }
     if let Some(dtype) = dtype {
-        recipe.base.dtype = *dtype;
-        set.push(format!("base.dtype={}", word(dtype)));
+        recipe.base.dtype = dtype;
+        set.push(format!("base.dtype={}", word(&dtype)));
     }
     if window != recipe.data.sequence_length {
         recipe.data.sequence_length = window;

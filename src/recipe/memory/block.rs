@@ -9,7 +9,7 @@ use crate::base::{
     Attention, ExpertWeights, FeedForward, GateUp, Gated, GroupedAttention, LatentAttention,
     LatentQuery, Layer, Linear, Qkv,
 };
-use crate::recipe::{Adapter, Quantization, Recipe, Storage};
+use crate::recipe::{ActivationCheckpointing, Adapter, Quantization, Recipe, Storage};
 
 /// Bytes of an f32.
 const F32: f64 = 4.0;
@@ -58,12 +58,12 @@ impl Pass<'_> {
         let norms = &layer.norms;
         let h = self.rows(self.hidden);
         let count = |norm: &Option<_>| f64::from(u8::from(norm.is_some()));
-        // Both sums of the residual stream, and what is normed of them; norms of branches keep
-        // the branch. Nothing in the first block leads back from its input.
-        let frozen_start = first && self.is_adapter();
-        let stream = h
-            * (2.0 + count(&norms.before_attention) + count(&norms.before_feed_forward)
-                - f64::from(u8::from(frozen_start)));
+        // Both sums of the residual stream, and what is normed of them unless it is made again;
+        // norms of branches keep the branch. Nothing in the first block leads back from its
+        // input, which is kept only to make something of it again.
+        let frozen_start = f64::from(u8::from(first && self.is_adapter()));
+        let normed = count(&norms.before_attention) + count(&norms.before_feed_forward);
+        let stream = h * if self.again() { 2.0 } else { 2.0 + normed - frozen_start };
         let branches = h * (count(&norms.after_attention) + count(&norms.after_feed_forward));
         let dropped =
             if layer.residual_dropout > 0.0 { 2.0 * self.rows * self.hidden } else { 0.0 };
@@ -73,12 +73,20 @@ impl Pass<'_> {
         let (down, up) = self.largest(layer);
         // The branch of the attention stays until the block is done; the last product is added.
         let forward = kept + h + (2.0 * h).max(h + down).max(self.rows(inner));
-        // The gradient of the stream goes along all the while.
+        // The gradient of the stream goes along all the while; what is made again is there for
+        // as long as the product that reads it.
         let ranks = self.rows(3.0 * self.rank());
-        let at_down = kept + h + self.rows(inner) + down + ranks;
-        let at_gate = kept - self.rows(inner) + h + self.rows(3.0 * inner);
-        let at_up = kept - self.rows(3.0 * inner) + 2.0 * h + self.rows(2.0 * inner) + up + ranks;
-        let after_feed = kept - feed - h;
+        let (gates, again, normed) =
+            if self.again() { (2.0, self.rows(inner), h) } else { (3.0, 0.0, 0.0) };
+        let at_down = kept + again + h + self.rows(inner) + down + ranks;
+        let at_gate = kept - self.rows((gates - 2.0) * inner) + h + self.rows(3.0 * inner);
+        let at_up = kept - self.rows(gates * inner)
+            + normed
+            + 2.0 * h
+            + self.rows(2.0 * inner)
+            + up
+            + ranks;
+        let after_feed = kept - feed - (h - normed);
         let at_output = after_feed + h + self.rows(attended) + self.output(layer) + ranks;
         let at_attention = after_feed + h + self.rows(attended + queries + keys + values);
         let at_rotation = at_attention - self.rows(attended) + self.rows(queries);
@@ -98,6 +106,11 @@ impl Pass<'_> {
 
     pub(super) fn is_adapter(&self) -> bool {
         matches!(self.recipe.adapter, Adapter::Lora(_))
+    }
+
+    /// Whether norms and gated units are made again.
+    fn again(&self) -> bool {
+        self.recipe.train.activation_checkpointing == ActivationCheckpointing::Selective
     }
 
     fn rank(&self) -> f64 {
@@ -237,7 +250,8 @@ impl Pass<'_> {
             GateUp::Separate(each) => self.linears(each),
             GateUp::Fused(both) => self.linears([both]),
         };
-        first + self.linears([&gated.down]) + self.rows(3.0 * gated.down.in_features as f64)
+        let kept = if self.again() { 2.0 } else { 3.0 };
+        first + self.linears([&gated.down]) + self.rows(kept * gated.down.in_features as f64)
     }
 
     /// The weight of the last layer of the feed-forward part while its product is made, and the

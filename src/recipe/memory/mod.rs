@@ -27,7 +27,9 @@
 //! Not in it: kernels that oneDNN keeps in bfloat16 for every number of rows it has met, where
 //! micro-batches differ (`docs/reference/memory.md`).
 //!
-//! Activation checkpointing would keep less of a block: its place is `kept`.
+//! Activation checkpointing keeps less of a block: `2h + 2q + 2k + 2i` where it is `selective`,
+//! and its input, `h`, where it is `block`, which makes one block's activations again beside
+//! those inputs.
 
 mod advice;
 mod base;
@@ -39,7 +41,7 @@ use serde::Serialize;
 use self::block::{Block, Pass};
 use self::limit::Limit;
 use super::lock::Size;
-use super::{Adapter, DEFAULT_MICRO_BATCH_TOKENS, Dtype, Recipe};
+use super::{ActivationCheckpointing, Adapter, DEFAULT_MICRO_BATCH_TOKENS, Dtype, Recipe};
 use crate::base::Architecture;
 pub use advice::{MemoryError, Setting};
 
@@ -232,9 +234,12 @@ impl Prediction<'_> {
         let blocks = self.run.architecture.layers.iter().enumerate();
         let blocks: Vec<Block> =
             blocks.map(|(index, layer)| pass.block(layer, index == 0)).collect();
-        let all: f64 = blocks.iter().map(kept).sum();
         let notes = pass.rows * PER_TOKEN;
         let h = pass.rows(pass.hidden);
+        let train = &self.run.recipe.train;
+        let again = train.activation_checkpointing == ActivationCheckpointing::Block;
+        let kept = |block: &Block| if again { h } else { block.kept };
+        let all: f64 = blocks.iter().map(kept).sum();
         // The input of the last norm is kept.
         let loss = self.memory(Moment::Loss, self.trained(), all + h + notes, self.loss(&pass));
         let mut most = loss;
@@ -245,8 +250,13 @@ impl Prediction<'_> {
             let done =
                 if self.is_full() { self.trained() + above.max(0.0) } else { 2.0 * self.trained() };
             let kept = below + kept(block) + notes;
-            let forward = self.memory(Moment::Loss, self.trained(), kept, beside(block.forward));
-            let backward = self.memory(Moment::Backward, done, kept, beside(block.backward));
+            // A block that is made again goes forward beside the gradient of what it gave.
+            let (forward, backward) = match again {
+                true => (0.0, block.backward.max(block.forward + h)),
+                false => (block.forward, block.backward),
+            };
+            let forward = self.memory(Moment::Loss, self.trained(), kept, beside(forward));
+            let backward = self.memory(Moment::Backward, done, kept, beside(backward));
             most = larger(larger(most, forward), backward);
             below = kept - notes;
         }
@@ -285,12 +295,6 @@ impl Prediction<'_> {
         let loss = pass.rows(3.0 * pass.hidden) + words * if self.is_full() { 3.0 } else { 1.0 };
         Some(self.memory(Moment::Validation, 0.0, 0.0, block.max(loss) + pass.rows * PER_TOKEN))
     }
-}
-
-/// What a block keeps for its backward pass: everything, until it can be told to keep its
-/// input alone and to compute the rest again.
-fn kept(block: &Block) -> f64 {
-    block.kept
 }
 
 /// Bytes of a tensor. In f64: a hostile shape gives a large number, and no overflow.
