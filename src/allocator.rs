@@ -27,6 +27,8 @@ pub fn settle() {
         // SAFETY: it takes no pointer; what it does not know, it leaves as it is.
         unsafe {
             libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_PAGES_BYTES);
+            // Nor does a heap grow by more than is asked for, where they would find room, too.
+            libc::mallopt(libc::M_TOP_PAD, 0);
             libc::mallopt(libc::M_ARENA_MAX, heaps);
         }
     }

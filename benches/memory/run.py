@@ -26,7 +26,8 @@ STEPS = 3
 # What a prediction may be off: too high, too low.
 BARS = (0.05, -0.02)
 
-# Shape, method, precision, tokens of a window, tokens of a micro-batch and of a step.
+# Shape, method, precision, tokens of a window, tokens of a micro-batch and of a step. After a plus
+# of the method: `train.activation_checkpointing`.
 GRID = [
     ("256x4", "lora", "bfloat16", 256, 1024, 2048),
     ("256x4", "lora", "float32", 512, 4096, 4096),
@@ -53,11 +54,18 @@ GRID = [
     ("1024x12", "nf4-double", "bfloat16", 256, 512, 512),
     ("1024x12", "int8", "bfloat16", 512, 1024, 1024),
     ("1024x12", "fp8", "float32", 512, 512, 512),
+    ("512x8", "lora+selective", "bfloat16", 512, 2048, 2048),
+    ("512x8", "lora+block", "bfloat16", 512, 2048, 2048),
+    ("512x8", "full+block", "float32", 512, 1024, 2048),
+    ("768x12-32k", "nf4+selective", "float32", 512, 1024, 1024),
+    ("1024x12", "lora+selective", "bfloat16", 2048, 2048, 2048),
+    ("1024x12", "nf4+block", "bfloat16", 2048, 2048, 2048),
 ]
 
 
 def recipe(shape, method, dtype, window, micro, step):
     """Everything that memory hangs on is written out. JSON is YAML, too."""
+    method, _, checkpointing = method.partition("+")
     base = {"model": str((WORK / shape / "base").relative_to(ROOT)), "dtype": dtype}
     if method not in ("lora", "full"):
         base["quantization"] = method
@@ -75,6 +83,7 @@ def recipe(shape, method, dtype, window, micro, step):
         "train": {
             "epochs": 1000, "max_steps": STEPS, "tokens_per_step": step, "micro_batch_tokens": micro,
             "optimizer": {"adamw": {"lr": 1e-4}}, "seed": 17, "checkpoint_every": 0,
+            "activation_checkpointing": checkpointing or "none",
         },
     }
 
@@ -143,13 +152,13 @@ def main():
     parser.add_argument("--heirloom", default=ROOT / "target/release/heirloom", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=1, help="runs of each line, of which the largest counts")
-    parser.add_argument("--only", help="lines that have this word")
+    parser.add_argument("--only", nargs="+", help="lines that have one of these words")
     parser.add_argument("--tensors", action="store_true", help="count tensors alone, too")
     args = parser.parse_args()
     variables = environment(args.threads) | {"HEIRLOOM_HOME": str(WORK / "home")}
     results = []
     for line in GRID:
-        if args.only and args.only not in line and args.only not in line[:3]:
+        if args.only and not {*args.only} & {*line[:3]}:
             continue
         make(args, line[0], variables)
         results.append(measure(args, line, variables))
