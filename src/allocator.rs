@@ -1,6 +1,6 @@
 //! How the C library keeps the memory of this process.
 //!
-//! Owns two settings and a request, for programs that read more data than they hold. Rows are
+//! Owns three settings and a request, for programs that read more data than they hold. Rows are
 //! made by some threads and freed by another, between buffers that are a thousand times their
 //! size: left alone, the C library keeps what lies free between those that live, and more of
 //! it the longer a run takes. `docs/log.md` has what each of them is worth. They change where
@@ -15,7 +15,8 @@
 const OWN_PAGES_BYTES: i32 = 64 << 10;
 
 /// Settles, for the rest of the process, that large buffers return to the system when freed,
-/// and that there are as many heaps as processors, not eight times as many. For the start of
+/// that heaps grow by no more than is asked for, and that there are as many of them as
+/// processors, not eight times as many. For the start of
 /// a program, before its threads; not for one that trains, which asks for the same large
 /// tensors again at every step, and would wait for their pages to be cleared each time.
 pub fn settle() {

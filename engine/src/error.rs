@@ -18,6 +18,9 @@ pub enum EngineError {
     /// defect of ours or a lack of memory.
     #[error("libtorch could not compute an operation")]
     Torch(#[from] TchError),
+    /// Parts of this program that do not fit each other: a defect of ours.
+    #[error("{0}")]
+    Defect(String),
     /// The base or a safetensors file.
     #[error(transparent)]
     Base(#[from] BaseError),
@@ -234,7 +237,9 @@ impl Diagnose for EngineError {
                 "train anew with another `--run`, which leaves them out; with \
                  `data.consent.on_withdrawal: drop` a run goes on without such rows"
             }
-            Self::StreamEnded { .. } => "please report this as a defect, with the recipe",
+            Self::Defect(_) | Self::StreamEnded { .. } => {
+                "please report this as a defect, with the recipe"
+            }
             Self::TooLong { .. } => {
                 "shorten the text (`/reset` begins a chat anew), lower `--max-new-tokens`, or choose a \
                  base with a longer context"
@@ -270,7 +275,7 @@ impl Diagnose for EngineError {
     fn blame(&self) -> Blame {
         match self {
             Self::Cuda(error) => error.blame(),
-            Self::Torch(_) | Self::StreamEnded { .. } => Blame::Defect,
+            Self::Torch(_) | Self::Defect(_) | Self::StreamEnded { .. } => Blame::Defect,
             _ => Blame::User,
         }
     }

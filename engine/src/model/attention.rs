@@ -5,7 +5,7 @@ use tch::Tensor;
 
 use super::linear::Linear;
 use super::parts::{Norm, Rows, Tensors};
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::ops::attention::Scores;
 use crate::ops::profile::scope;
 use crate::ops::rotary::{self, Angles};
@@ -242,6 +242,6 @@ impl Attention {
 }
 
 /// Modules that do not fit each other: a defect of ours.
-fn wrong_kind() -> crate::error::EngineError {
-    tch::TchError::Kind("attention was built from parts of another kind".to_owned()).into()
+fn wrong_kind() -> EngineError {
+    EngineError::Defect("attention was built from parts of another kind".to_owned())
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use heirloom::base::{Architecture, BaseError, BaseFolder, EMBEDDING, EmbeddingScale, OUTPUT};
 use heirloom::recipe::{ActivationCheckpointing, Dtype, Module, Quantization, Storage};
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::block::{Block, Mode, Pass, Shared};
 use super::linear::Linear;
@@ -133,7 +133,7 @@ impl Decoder {
     /// Like [`Decoder::linears`], to be changed, which must not be while a backward pass is yet
     /// to come.
     pub fn linears_mut(&mut self) -> Result<impl Iterator<Item = &mut Linear>> {
-        let held = || EngineError::from(TchError::Kind("a graph holds the model".to_owned()));
+        let held = || EngineError::Defect("a graph holds the model".to_owned());
         let blocks = self.blocks.iter_mut().map(|block| block.get_mut().ok_or_else(held));
         let blocks = blocks.collect::<Result<Vec<_>>>()?;
         Ok(blocks.into_iter().flat_map(|block| {

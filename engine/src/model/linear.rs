@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::parts::Rows;
 use super::weight::Weight;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::ops;
 use crate::ops::checkpointing::trained_linear;
 use crate::ops::linear::Layer;
@@ -101,6 +101,6 @@ impl Linear {
 }
 
 /// As many results as layers: a defect of ours.
-fn wrong_number() -> crate::error::EngineError {
-    tch::TchError::Kind("linear layers gave another number of results".to_owned()).into()
+fn wrong_number() -> EngineError {
+    EngineError::Defect("linear layers gave another number of results".to_owned())
 }

@@ -77,12 +77,12 @@ impl Tensors {
 
 /// The architecture asked for a key that it did not list: a defect of ours.
 fn missing(name: &str) -> EngineError {
-    tch::TchError::Kind(format!("the architecture does not list `{name}`")).into()
+    EngineError::Defect(format!("the architecture does not list `{name}`"))
 }
 
 /// A tensor that no linear layer multiplies with was quantised: a defect of ours.
 fn quantized(name: &str) -> EngineError {
-    tch::TchError::Kind(format!("`{name}` is needed as it is, but was quantised")).into()
+    EngineError::Defect(format!("`{name}` is needed as it is, but was quantised"))
 }
 
 /// A root-mean-square norm.

@@ -78,7 +78,7 @@ pub fn checkpoint(
     let (wanted, plain) = (x.requires_grad(), reference::asked());
     let leaves: Vec<Tensor> = trained.iter().map(Tensor::shallow_clone).collect();
     let inputs: Vec<&Tensor> = std::iter::once(x).chain(&leaves).collect();
-    let mut outputs = node(&inputs, vec![y], move |gradients| {
+    let [y] = node(&inputs, [y], move |gradients| {
         let [Some(gradient)] = gradients else {
             return Ok((0..=trained.len()).map(|_| None).collect());
         };
@@ -89,7 +89,7 @@ pub fn checkpoint(
         let found = gradients_of(y, gradient.shallow_clone(), &leaves)?;
         Ok((!wanted).then_some(None).into_iter().chain(found).collect())
     })?;
-    outputs.pop().ok_or_else(|| tch::TchError::Kind("a node without outputs".to_owned()).into())
+    Ok(y)
 }
 
 /// The gradients of `leaves`, where they have some, from that of `y`.
@@ -97,7 +97,7 @@ fn gradients_of(y: Tensor, gradient: Tensor, leaves: &[&Tensor]) -> Result<Vec<O
     // tch's backward pass begins with ones. This node has them be the gradient, at no cost.
     let begin = tch::with_grad(|| {
         let nothing = Tensor::f_zeros([1], (gradient.kind(), Device::Cpu))?;
-        node(&[&y], vec![nothing], move |_| Ok(vec![Some(gradient)]))
+        node(&[&y], [nothing], move |_| Ok(vec![Some(gradient)]))
     })?;
     drop(y);
     let found = Tensor::f_run_backward(&begin, leaves, false, false)?;
@@ -116,7 +116,7 @@ pub fn trained_linear(
     let (wanted, matrix) = (x.requires_grad(), weight.f_detach()?);
     let biased = bias.is_some();
     let inputs: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
-    let mut outputs = node(&inputs, vec![y], move |gradients| {
+    let [y] = node(&inputs, [y], move |gradients| {
         let [Some(gradient)] = gradients else {
             return Ok((0..2 + usize::from(biased)).map(|_| None).collect());
         };
@@ -132,7 +132,7 @@ pub fn trained_linear(
         }
         Ok(found)
     })?;
-    outputs.pop().ok_or_else(|| tch::TchError::Kind("a node without outputs".to_owned()).into())
+    Ok(y)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 
 use super::cuda::{self, Grid, MOST_THREADS};
 use super::native;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 
 /// Rows of a chunk: enough for the matrix products to run at full speed.
 const ROWS: i64 = 512;
@@ -75,7 +75,7 @@ pub fn frozen(
     let differentiate = hidden.requires_grad();
     let device = hidden.device();
     if targets.ids.device() != device || targets.weights.is_some_and(|w| w.device() != device) {
-        return Err(tch::TchError::Kind("targets on another device".to_owned()).into());
+        return Err(EngineError::Defect("targets on another device".to_owned()));
     }
     inside(targets.ids, output.size2()?.0)?;
     let (losses, gradient) = tch::no_grad(|| -> Result<_> {
@@ -168,7 +168,7 @@ fn chunks(hidden: &Tensor, targets: Targets<'_>) -> Result<Vec<Chunk>> {
 fn inside(ids: &Tensor, vocabulary: i64) -> Result<()> {
     let outside = ids.f_ge(vocabulary)?.f_logical_or(&ids.f_lt(0)?)?;
     if outside.f_any()?.f_int64_value(&[])? != 0 {
-        return Err(tch::TchError::Kind("a target outside the vocabulary".to_owned()).into());
+        return Err(EngineError::Defect("a target outside the vocabulary".to_owned()));
     }
     Ok(())
 }
@@ -206,7 +206,7 @@ fn differentiated(
 
 /// `loss` as a node whose gradients are known but for the factor that comes from above.
 fn scaled(inputs: &[&Tensor], loss: Tensor, gradients: Vec<Tensor>) -> Result<Tensor> {
-    let mut outputs = native::node(inputs, vec![loss], move |given| {
+    let [loss] = native::node(inputs, [loss], move |given| {
         let Some(Some(factor)) = given.first() else {
             return Ok(gradients.iter().map(|_| None).collect());
         };
@@ -215,7 +215,7 @@ fn scaled(inputs: &[&Tensor], loss: Tensor, gradients: Vec<Tensor>) -> Result<Te
         };
         gradients.into_iter().map(scale).collect()
     })?;
-    outputs.pop().ok_or_else(|| tch::TchError::Kind("a node without outputs".to_owned()).into())
+    Ok(loss)
 }
 
 #[cfg(test)]

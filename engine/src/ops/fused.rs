@@ -5,22 +5,23 @@
 //! are [`super::loops`], the same in tensor calls [`super::reference`].
 
 use heirloom::base::{Activation, NormKind};
-use tch::{TchError, Tensor};
+use tch::Tensor;
 
 use super::loops::{self, Gated, RmsNorm};
 use super::native::node;
 use super::rotary::Angles;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 
 /// See [`super::rms_norm`].
 pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, kind: NormKind) -> Result<Tensor> {
     let (norm, _, y) = tch::no_grad(|| RmsNorm::forward(x, None, weight, eps, kind))?;
     let weight_kind = weight.requires_grad().then(|| weight.kind());
-    one(node(&[x, weight], vec![y], move |gradients| {
+    let [y] = node(&[x, weight], [y], move |gradients| {
         let [Some(y)] = gradients else { return Ok(vec![None, None]) };
         let weight = weight_kind.map(|kind| norm.weight_backward(y, kind));
         Ok(vec![Some(norm.backward(y, None)?), weight.transpose()?])
-    })?)
+    })?;
+    Ok(y)
 }
 
 /// See [`super::add_rms_norm`].
@@ -33,8 +34,8 @@ pub(super) fn add_rms_norm(
 ) -> Result<(Tensor, Tensor)> {
     let (norm, sum, y) = tch::no_grad(|| RmsNorm::forward(x, Some(branch), weight, eps, kind))?;
     let weight_kind = weight.requires_grad().then(|| weight.kind());
-    let outputs = sum.into_iter().chain([y]).collect();
-    let outputs = node(&[x, branch, weight], outputs, move |gradients| {
+    let sum = sum.ok_or_else(|| EngineError::Defect("a norm did not add".to_owned()))?;
+    let [sum, y] = node(&[x, branch, weight], [sum, y], move |gradients| {
         let [sum, Some(y)] = gradients else {
             // Nothing depends on the norm: what there is passes the sum.
             let sum = gradients.first().and_then(Option::as_ref).map(Tensor::shallow_clone);
@@ -44,35 +45,26 @@ pub(super) fn add_rms_norm(
         let both = norm.backward(y, sum.as_ref())?;
         Ok(vec![Some(both.shallow_clone()), Some(both), weight.transpose()?])
     })?;
-    let [sum, y] = <[Tensor; 2]>::try_from(outputs).map_err(|_| miscounted())?;
     Ok((sum, y))
 }
 
 /// See [`super::gated`].
 pub(super) fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
     let (gated, y) = tch::no_grad(|| Gated::forward(gate, up, activation))?;
-    one(node(&[gate, up], vec![y], move |gradients| match gradients {
+    let [y] = node(&[gate, up], [y], move |gradients| match gradients {
         [Some(y)] => Ok(gated.backward(y)?.into_iter().map(Some).collect()),
         _ => Ok(vec![None, None]),
-    })?)
+    })?;
+    Ok(y)
 }
 
 /// See [`super::rotary::rotate`]: turned back, a gradient is the one before the rotation.
 pub(super) fn rotate(x: &Tensor, angles: &Angles, interleaved: bool) -> Result<Tensor> {
     let y = tch::no_grad(|| loops::rotate(x, angles, false, [interleaved, false]))?;
     let angles = angles.share();
-    one(node(&[x], vec![y], move |gradients| match gradients {
+    let [y] = node(&[x], [y], move |gradients| match gradients {
         [Some(y)] => Ok(vec![Some(loops::rotate(y, &angles, true, [false, interleaved])?)]),
         _ => Ok(vec![None]),
-    })?)
-}
-
-/// The output of an operation that has one.
-fn one(mut outputs: Vec<Tensor>) -> Result<Tensor> {
-    outputs.pop().ok_or_else(miscounted)
-}
-
-/// A node gave other outputs than it was made with: a defect of ours.
-fn miscounted() -> crate::error::EngineError {
-    TchError::Kind("a node of the graph lost an output".to_owned()).into()
+    })?;
+    Ok(y)
 }

@@ -10,12 +10,12 @@ use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 
 use heirloom::base::{Activation, NormKind};
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::cuda::{self, Grid, Kernel, THREADS};
 use super::rotary::Angles;
 use super::{AdamWFactors, reference};
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 
 /// Whether loops or kernels take these tensors: all on one device that has some, all of one
 /// dtype that they know.
@@ -98,7 +98,7 @@ fn code(tensor: &Tensor) -> i32 {
 
 /// Tensors that do not fit each other: a defect of ours.
 fn check(fits: bool, otherwise: &str) -> Result<()> {
-    if fits { Ok(()) } else { Err(TchError::Shape(otherwise.to_owned()).into()) }
+    if fits { Ok(()) } else { Err(EngineError::Defect(otherwise.to_owned())) }
 }
 
 #[repr(C)]

@@ -39,16 +39,16 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// Makes `outputs`, computed from `inputs` without a graph, depend on them: in the backward
+/// Makes `outputs` (an array or a `Vec`), computed from `inputs` without a graph, depend on them: in the backward
 /// pass `backward` is asked once for the gradients of all inputs, in their order. What it
 /// needs, it holds, until it was asked or the graph is dropped.
 ///
 /// A gradient that comes in is `None` where nothing depends on that output.
-pub fn node(
+pub fn node<T: AsMut<[Tensor]>>(
     inputs: &[&Tensor],
-    mut outputs: Vec<Tensor>,
+    mut outputs: T,
     backward: impl FnOnce(&[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> + Send + 'static,
-) -> Result<Vec<Tensor>> {
+) -> Result<T> {
     let made_in = profile::current();
     let backward: Backward = Box::new(move |given| {
         let _scope = profile::backward(made_in);
@@ -56,7 +56,7 @@ pub fn node(
     });
     let context: *mut Backward = Box::into_raw(Box::new(backward));
     let inputs: Vec<_> = inputs.iter().map(|tensor| tensor.as_ptr().cast_mut()).collect();
-    let pointers: Vec<_> = outputs.iter_mut().map(Tensor::as_mut_ptr).collect();
+    let pointers: Vec<_> = outputs.as_mut().iter_mut().map(Tensor::as_mut_ptr).collect();
     // SAFETY: the tensors live throughout the call; the context is freed by `forget` or taken
     // back by `gradients`, whichever comes first, and by nobody else.
     let message = unsafe {

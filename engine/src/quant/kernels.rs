@@ -8,12 +8,12 @@
 use std::ffi::c_void;
 use std::ptr::null;
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Kind, Tensor};
 
 use super::Absmax;
 use super::absmax::BLOCK as CODES_BLOCK;
 use super::nf4::BLOCK;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::ops::cuda::{self, By, Grid, Kernel, THREADS};
 use crate::ops::reference;
 
@@ -157,7 +157,7 @@ fn bytes(
 ) -> Result<Tensor> {
     let ((rows, columns), (rows_each, columns_each)) = (size, block);
     if rows_each < 1 || columns_each < 1 || columns > i64::from(i32::MAX) {
-        return Err(misfit("blocks without rows or columns"));
+        return Err(EngineError::Defect("blocks without rows or columns".to_owned()));
     }
     let across = (columns + columns_each - 1) / columns_each;
     let down = (rows + rows_each - 1) / rows_each;
@@ -183,7 +183,8 @@ fn bytes(
 ///
 /// See [`cuda::run`].
 unsafe fn launch<J>(like: &Tensor, job: &J, kernel: Kernel, kind: Kind, grid: Grid) -> Result<()> {
-    let no_loop = |_: &J| Err(misfit("a kernel was asked for where there are loops"));
+    let no_loop =
+        |_: &J| Err(EngineError::Defect("a kernel was asked for where there are loops".to_owned()));
     // SAFETY: as the caller promises.
     unsafe { cuda::run(like, job, no_loop, kernel, kind, grid) }
 }
@@ -192,7 +193,9 @@ unsafe fn launch<J>(like: &Tensor, job: &J, kernel: Kernel, kind: Kind, grid: Gr
 fn dense(tensor: &Tensor, beside: &Tensor, kind: Kind, numel: i64) -> Result<Tensor> {
     let fits = tensor.kind() == kind && tensor.numel() as i64 == numel;
     if !fits || tensor.device() != beside.device() {
-        return Err(misfit("a packed weight whose parts do not fit each other"));
+        return Err(EngineError::Defect(
+            "a packed weight whose parts do not fit each other".to_owned(),
+        ));
     }
     Ok(tensor.f_contiguous()?)
 }
@@ -204,9 +207,4 @@ fn room(beside: &Tensor, size: (i64, i64), kind: Kind) -> Result<Tensor> {
         let _ = room.f_fill_(f64::NAN)?;
     }
     Ok(room)
-}
-
-/// A defect of ours.
-fn misfit(what: &str) -> crate::error::EngineError {
-    TchError::Kind(what.to_owned()).into()
 }

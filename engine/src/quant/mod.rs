@@ -27,7 +27,7 @@ pub use fp8::Fp8;
 pub use int8::Int8;
 pub use nf4::Nf4;
 
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::ops::linear::{Layer, Matrix, Product, linears};
 
 /// Values of a weight that are at once in f32 while it is packed by tensor calls: 4 MiB.
@@ -144,8 +144,8 @@ pub fn linear(x: &Tensor, weight: &Quantized, bias: Option<&Tensor>) -> Result<T
     let weight: Matrix = Box::new(move || weight.unpack(kind));
     let bias = bias.map(Tensor::shallow_clone);
     let outputs = linears(x, vec![Layer { weight, product, bias, low_rank: None }])?;
-    let none = || tch::TchError::Kind("a node without its output".to_owned());
-    Ok(outputs.into_iter().next().ok_or_else(none)?)
+    let none = || EngineError::Defect("a node without its output".to_owned());
+    outputs.into_iter().next().ok_or_else(none)
 }
 
 /// Calls `each` with the first row and the number of rows of bands of about

@@ -324,8 +324,8 @@ fn prepare_full(
 
 /// A leaf that was just made; its absence is a defect of ours.
 fn view(parameters: &Parameters, name: &str) -> Result<Tensor> {
-    let absent = || tch::TchError::Kind(format!("`{name}` was not laid out"));
-    Ok(parameters.get(name).ok_or_else(absent)?)
+    let absent = || EngineError::Defect(format!("`{name}` was not laid out"));
+    parameters.get(name).ok_or_else(absent)
 }
 
 /// A seed for every step, and for every part of it (the finaliser of SplitMix64).

@@ -13,11 +13,11 @@
 use std::ffi::c_char;
 use std::ptr::null_mut;
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 use super::Scores;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::ops::{Layout, cuda, native, reference};
 
 /// The most features of a head.
@@ -94,11 +94,11 @@ pub(super) fn packed(
     let (flash, [output, lse, random, unused]) = tch::no_grad(|| forward(q, k, v, layout, scores))?;
     let (rows, heads, width) = output.size3()?;
     let seen = output.f_view([rows, heads * width])?;
-    let outputs = native::node(&[q, k, v], vec![seen], move |gradients| match gradients {
+    let [output] = native::node(&[q, k, v], [seen], move |gradients| match gradients {
         [Some(gradient)] => flash.backward(gradient, [output, lse, random, unused]),
         _ => Ok(vec![None, None, None]),
     })?;
-    Ok(outputs.into_iter().next().ok_or_else(|| misfit("a node without outputs"))?)
+    Ok(output)
 }
 
 fn forward(
@@ -115,11 +115,13 @@ fn forward(
         && heads % kv_heads == 0
         && layout.starts.last() == Some(&rows);
     if !fits {
-        return Err(misfit("queries, keys, values and documents that do not fit").into());
+        return Err(EngineError::Defect(
+            "queries, keys, values and documents that do not fit".to_owned(),
+        ));
     }
     let offsets = match &layout.offsets {
         Some(offsets) if offsets.device() == q.device() => offsets.shallow_clone(),
-        _ => return Err(misfit("documents that lie on another device").into()),
+        _ => return Err(EngineError::Defect("documents that lie on another device".to_owned())),
     };
     let dense = |x: &Tensor| -> Result<Tensor> {
         let x = x.f_detach()?;
@@ -178,11 +180,6 @@ impl Flash {
         // SAFETY: all three were made, and are ours.
         Ok(results.map(|pointer| Some(unsafe { Tensor::from_ptr(pointer) })).into())
     }
-}
-
-/// A defect of ours.
-fn misfit(what: &str) -> TchError {
-    TchError::Kind(what.to_owned())
 }
 
 #[cfg(test)]

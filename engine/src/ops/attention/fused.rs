@@ -9,10 +9,10 @@
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::Scores;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 use crate::ops::{Layout, native};
 
 unsafe extern "C" {
@@ -93,10 +93,10 @@ pub(super) fn packed(
     let output = attention.output.f_view([rows, heads * width])?;
     let mut inputs = vec![q, k, v];
     inputs.extend(scores.sinks.as_ref());
-    let outputs = native::node(&inputs, vec![output], move |gradients| {
+    let [output] = native::node(&inputs, [output], move |gradients| {
         attention.backward(gradients.first().and_then(Option::as_ref))
     })?;
-    Ok(outputs.into_iter().next().ok_or_else(|| misfit("a node without outputs"))?)
+    Ok(output)
 }
 
 impl Attention {
@@ -115,7 +115,9 @@ impl Attention {
             && layout.starts.last() == Some(&rows)
             && scores.sinks.as_ref().is_none_or(|sinks| sinks.size() == [heads]);
         if !fits {
-            return Err(misfit("queries, keys, values and documents that do not fit").into());
+            return Err(EngineError::Defect(
+                "queries, keys, values and documents that do not fit".to_owned(),
+            ));
         }
         let sinks = scores.sinks.as_ref();
         let wide = |sinks: &Tensor| sinks.f_detach()?.f_to_kind(Kind::Float)?.f_contiguous();
@@ -211,9 +213,4 @@ fn dense_heads(x: &Tensor) -> Result<Tensor> {
 fn view(x: &Tensor) -> Result<View> {
     let (position, head, _) = x.stride3()?;
     Ok(View { data: x.data_ptr(), position, head })
-}
-
-/// A defect of ours.
-fn misfit(what: &str) -> TchError {
-    TchError::Kind(what.to_owned())
 }
