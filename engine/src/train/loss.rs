@@ -1,7 +1,8 @@
 //! The loss of a micro-batch.
 
 use heirloom::dataset::stream::MicroBatch;
-use tch::Tensor;
+use heirloom::recipe::memory::rounded_rows;
+use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 use crate::model::{Decoder, Replacement};
@@ -27,9 +28,17 @@ pub fn nll_sum(model: &Decoder, batch: &MicroBatch, train: bool) -> Result<Optio
     if rows.is_empty() {
         return Ok(None);
     }
-    let tokens: Vec<i64> = batch.tokens.iter().map(|token| i64::from(*token)).collect();
+    let mut tokens: Vec<i64> = batch.tokens.iter().map(|token| i64::from(*token)).collect();
+    let mut lengths = batch.lengths.clone();
     let device = model.embedding.device();
-    let layout = Layout::new(&batch.lengths, device)?;
+    if model.kind == Kind::BFloat16 && device == Device::Cpu {
+        fill_up(&mut tokens, &mut lengths);
+        let rounded = rounded_rows(rows.len());
+        rows.resize(rounded, 0);
+        targets.resize(rounded, 0);
+        weights.resize(rounded, 0.0);
+    }
+    let layout = Layout::new(&lengths, device)?;
     let there = |ids: &[i64]| Tensor::f_from_slice(ids)?.f_to(device);
     let hidden = model.hidden(&there(&tokens)?, &layout, train)?;
     let predicting = hidden.f_index_select(0, &there(&rows)?)?;
@@ -39,6 +48,20 @@ pub fn nll_sum(model: &Decoder, batch: &MicroBatch, train: bool) -> Result<Optio
     let weights = if plain { None } else { Some(Tensor::f_from_slice(&weights)?.f_to(device)?) };
     let targets = Targets { ids: &ids, weights: weights.as_ref() };
     Ok(Some(of_hidden(model, &predicting, targets)?))
+}
+
+/// Adds documents that predict nothing, so that there are few numbers of rows: for each that it
+/// meets in bfloat16, oneDNN makes kernels and keeps them.
+fn fill_up(tokens: &mut Vec<i64>, lengths: &mut Vec<u32>) {
+    let rounded = rounded_rows(tokens.len());
+    let longest = lengths.iter().copied().max().unwrap_or(1).max(1);
+    let mut missing = (rounded - tokens.len()) as u32;
+    tokens.resize(rounded, 0);
+    while missing > 0 {
+        let length = missing.min(longest);
+        lengths.push(length);
+        missing -= length;
+    }
 }
 
 /// Sum of the losses of hidden states, through the output projection however it is trained.
@@ -65,5 +88,28 @@ fn of_hidden(model: &Decoder, hidden: &Tensor, targets: Targets<'_>) -> Result<T
             let logits = |hidden: &Tensor| model.logits(hidden);
             cross_entropy::chunked(hidden, &[trained], targets, logits)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_rows_are_documents_of_their_own_and_few_numbers_occur() {
+        let mut numbers = std::collections::BTreeSet::new();
+        for rows in 1..=2048u32 {
+            let mut lengths = vec![rows.min(40); (rows / 40).max(1) as usize];
+            lengths.extend(rows.checked_sub(lengths.iter().sum()).filter(|rest| *rest > 0));
+            let (documents, longest) = (lengths.clone(), lengths.iter().copied().max());
+            let mut tokens = vec![7; rows as usize];
+            fill_up(&mut tokens, &mut lengths);
+            assert_eq!(lengths.iter().sum::<u32>() as usize, tokens.len());
+            assert_eq!(lengths[..documents.len()], documents);
+            assert_eq!(lengths.iter().copied().max(), longest);
+            assert!(tokens.len() <= rows as usize + (rows as usize / 8).max(15));
+            numbers.insert(tokens.len());
+        }
+        assert!(numbers.len() < 60, "{numbers:?}");
     }
 }

@@ -24,9 +24,6 @@
 //! | activations | `T·b·(4h + 2q + 2k + 3i)` for each block (the stream twice, normed twice; rotated queries and keys, values, what attention gives; gate, up, their product), `7·T·b·r` for the low-rank paths, copies of the adapter in bfloat16 |
 //! | workspace | what lies beside these at the moment: gradients of activations, one unpacked weight, the logits of `LOSS_ROWS` rows |
 //!
-//! Not in it: kernels that oneDNN keeps in bfloat16 for every number of rows it has met, where
-//! micro-batches differ (`docs/reference/memory.md`).
-//!
 //! Activation checkpointing keeps less of a block: `2h + 2q + 2k + 2i` where it is `selective`,
 //! and its input, `h`, where it is `block`, which makes one block's activations again beside
 //! those inputs.
@@ -41,7 +38,7 @@ use serde::Serialize;
 use self::block::{Block, Pass};
 use self::limit::Limit;
 use super::lock::Size;
-use super::{ActivationCheckpointing, Adapter, DEFAULT_MICRO_BATCH_TOKENS, Dtype, Recipe};
+use super::{ActivationCheckpointing, Adapter, DEFAULT_MICRO_BATCH_TOKENS, Dtype, Packing, Recipe};
 use crate::base::Architecture;
 pub use advice::{MemoryError, Setting};
 
@@ -50,7 +47,12 @@ pub use advice::{MemoryError, Setting};
 const RUNTIME: f64 = 174e6;
 
 /// What the kernels for bfloat16 take beyond that. Measured likewise.
-const RUNTIME_OF_BFLOAT16: f64 = 14e6;
+const RUNTIME_OF_BFLOAT16: f64 = 8e6;
+
+/// What they take where micro-batches have several numbers of rows ([`rounded_rows`]): packed,
+/// and with windows of one document, of which there are all sizes. Measured with one set of
+/// rows each.
+const RUNTIME_OF_ROWS: (f64, f64) = (35e6, 98e6);
 
 /// What is noted of each block, small tensors and nodes of the graph. Measured likewise.
 const RUNTIME_OF_BLOCK: f64 = 0.8e6;
@@ -107,6 +109,14 @@ pub struct Memory {
     pub moment: Moment,
 }
 
+/// How many rows a micro-batch of so many tokens has in bfloat16 on a CPU, with those that are
+/// there only so that few numbers of rows occur: at most an eighth more, or 15, and less than a
+/// sixteenth on average.
+pub fn rounded_rows(tokens: usize) -> usize {
+    let step = (tokens / 16).next_power_of_two().max(16);
+    tokens.next_multiple_of(step)
+}
+
 /// What a run is made of.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run<'a> {
@@ -151,6 +161,14 @@ fn larger(one: Memory, other: Memory) -> Memory {
 }
 
 impl Run<'_> {
+    /// Whether all micro-batches have as many rows, and as many of these predict: windows are
+    /// full, and nearly every token is trained.
+    fn is_even(&self) -> bool {
+        let Size { tokens, trained_tokens, windows, .. } = *self.size;
+        let room = windows as f64 * self.recipe.data.sequence_length as f64;
+        tokens as f64 > 0.99 * room && trained_tokens as f64 > 0.9 * tokens as f64
+    }
+
     /// Refuses the run that was predicted so where there is less.
     pub(super) fn fit(&self, predicted: &Memory, limit: Limit) -> Result<(), MemoryError> {
         match predicted.total() > limit.bytes {
@@ -177,7 +195,12 @@ impl Prediction<'_> {
         let limit = limit.min(whole);
         let full = self.run.size.tokens as f64 / (self.run.size.windows as f64 * window).max(1.0);
         let together = (limit / (window * full.clamp(0.01, 1.0))).floor().max(1.0);
-        (together * window).min(limit.max(window)).min(self.run.size.tokens.max(1) as f64)
+        let most = limit.max(window).min(self.run.size.tokens.max(1) as f64);
+        let rows = (together * window).min(most);
+        match self.run.recipe.base.dtype {
+            Dtype::Bfloat16 => rounded_rows(rows as usize) as f64,
+            Dtype::Float32 => rows,
+        }
     }
 
     fn pass(&self, rows: f64) -> Pass<'_> {
@@ -197,7 +220,11 @@ impl Prediction<'_> {
     fn runtime(&self) -> f64 {
         let Architecture { vocab_size, layers, .. } = self.run.architecture;
         let kernels = match self.run.recipe.base.dtype {
-            Dtype::Bfloat16 => RUNTIME_OF_BFLOAT16,
+            Dtype::Bfloat16 if self.run.is_even() => RUNTIME_OF_BFLOAT16,
+            Dtype::Bfloat16 if self.run.recipe.data.packing != Packing::None => {
+                RUNTIME_OF_BFLOAT16 + RUNTIME_OF_ROWS.0
+            }
+            Dtype::Bfloat16 => RUNTIME_OF_BFLOAT16 + RUNTIME_OF_ROWS.1,
             Dtype::Float32 => 0.0,
         };
         let (blocks, words) = (layers.len() as f64, *vocab_size as f64);
@@ -271,11 +298,15 @@ impl Prediction<'_> {
         if !self.is_full() {
             return (3.0 * h + chunk * pass.width).max(4.0 * h);
         }
-        // Through libtorch's graph: probabilities, their gradient and that of the logits in
-        // f32; the gradient of the projection so far and that of the chunk.
+        // Through libtorch's graph: first the logits, their probabilities and the gradient of
+        // these in f32, then the gradient of the projection, in the dtype of the rows and in
+        // f32; from the second chunk on beside the sum of those before.
         let table = words * pass.hidden;
-        let narrow = if pass.width < F32 { (chunk + 2.0 * table) * pass.width } else { 0.0 };
-        (3.0 * h + chunk * 3.0 * F32 + 2.0 * table * F32 + narrow).max(4.0 * h)
+        let narrow = if pass.width < F32 { pass.width } else { 0.0 };
+        let sum = if pass.rows > LOSS_ROWS { table * F32 } else { 0.0 };
+        let probabilities = chunk * (3.0 * F32 + narrow);
+        let gradient = chunk * pass.width + table * (F32 + narrow);
+        (3.0 * h + sum + table * narrow + probabilities.max(gradient)).max(4.0 * h)
     }
 
     /// One block at a time, without a graph.

@@ -149,3 +149,13 @@ fn what_does_not_fit_is_refused_with_settings_that_do() {
     let none = run.fit(&memory, limit(1)).unwrap_err();
     assert!(none.fitting.is_empty() && none.hint().unwrap().contains("another machine"));
 }
+
+#[test]
+fn full_windows_have_no_more_rows_than_tokens() {
+    for rows in [64, 512, 1024, 2048, 8192, 3 * 512, 5 * 1024] {
+        assert_eq!(rounded_rows(rows), rows);
+    }
+    assert_eq!([1, 17, 513, 2049, 8000].map(rounded_rows), [16, 32, 544, 2176, 8192]);
+    let more = (1..8192).map(|rows| rounded_rows(rows) as f64 / rows as f64 - 1.0);
+    assert!(more.skip(256).sum::<f64>() / 7935.0 < 1.0 / 16.0);
+}
