@@ -83,23 +83,23 @@ fn every_option_is_written_down() {
     assert!(ran.stderr.ends_with(&format!("--subject {}\n", subject.to_lowercase())));
 }
 
-/// The digits are those of `openssl dgst -sha256 -hmac Jefe-Jefe-Jefe-Jefe`.
+/// The digits are those of `openssl dgst -sha256 -hmac Jefe-Jefe-Jefe-Jefe-Jefe-Jefe-Jefe`.
 #[test]
 fn a_subject_is_found_by_its_id_and_the_key() {
     let world = World::new();
-    world.write("subjects.key", "Jefe-Jefe-Jefe-Jefe");
+    world.write("subjects.key", "Jefe-Jefe-Jefe-Jefe-Jefe-Jefe-Jefe");
     let id = "what do ya want for nothing?";
     let ran = withdraw(&world, &["--subject-id", id, "--key-file", "subjects.key"]);
     assert_eq!(ran.status, Some(0), "{}", ran.stderr);
     let line = lines(&world).remove(0);
-    let expected = "3d130ab485fcadc54cf6d4101d0bd5eaa913b7f5d29559e205ee52a0d586f4ec";
+    let expected = "5ddbaa947cf301becf7aa2f5d56a9c1554b5f166ad2330d0c92799f492a76aa0";
     assert_eq!(line["subject_ref"], expected);
     assert!(!world.read(LEDGER).contains("ya want"), "the id itself is not for the ledger");
 
     world.write("short.key", "Jefe");
     let ran = withdraw(&world, &["--subject-id", id, "--key-file", "short.key"]);
     assert_eq!(ran.status, Some(1));
-    let told = "error: the key `short.key` has 4 bytes, fewer than 16\n";
+    let told = "error: the key `short.key` has 4 bytes, fewer than 32\n";
     assert!(ran.stderr.starts_with(told), "{}", ran.stderr);
     assert_eq!(lines(&world).len(), 1);
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::cli::printer::Printer;
 use crate::cli::target;
+use crate::dataset::consent::purposes;
 use crate::dataset::gate::Gate;
 use crate::dataset::look::Look;
 use crate::dataset::spec::Spec;
@@ -68,6 +69,15 @@ impl Diagnose for LookError {
     }
 }
 
+/// As `data.purpose` of a recipe: a term that DPV does not have would leave every row out.
+fn purpose(text: &str) -> Result<String, String> {
+    if purposes::is_known(text) {
+        return Ok(text.to_owned());
+    }
+    let nearest = purposes::nearest(text).unwrap_or("dpv:ServiceProvision");
+    Err(format!("`{text}` is no purpose of DPV 2.3; did you mean `{nearest}`?"))
+}
+
 /// Rows of a file that no recipe names.
 #[derive(Debug, clap::Args)]
 pub(super) struct Loose {
@@ -75,7 +85,7 @@ pub(super) struct Loose {
     #[arg(long, value_name = "DIR")]
     pub(super) model: Option<PathBuf>,
     /// For a file of rows: a DPV term that rows must allow; may be given again
-    #[arg(long, value_name = "TERM")]
+    #[arg(long, value_name = "TERM", value_parser = purpose)]
     purpose: Vec<String>,
     /// For a file of rows: the shape of a row [default: chat]
     #[arg(long = "as", value_enum, value_name = "FORMAT")]

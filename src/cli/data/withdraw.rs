@@ -15,7 +15,7 @@ use crate::diagnose::{Diagnose, Failure};
 use crate::files::{read_bounded, sha256_of_file};
 
 /// Shortest key of subjects, in bytes: a shorter one can be found by trying.
-const MIN_KEY_BYTES: usize = 16;
+const MIN_KEY_BYTES: usize = 32;
 
 /// Longest key of subjects that is read, in bytes.
 const MAX_KEY_BYTES: u64 = 4096;
@@ -177,6 +177,11 @@ fn scope_term(text: &str) -> Result<ScopeTerm, String> {
         "processing" => (purposes::is_known_processing(term), purposes::nearest_processing(term)),
         _ => return Err("it must be `purpose=TERM` or `processing=TERM`".to_owned()),
     };
+    if matches!(term, "dpv:Purpose" | "dpv:Processing") {
+        return Err(format!(
+            "`{term}` is every {what}: leave `--scope` out, or write `{what}={ANY}`"
+        ));
+    }
     if !known && term != ANY {
         let nearest = nearest.map(|nearest| format!("; did you mean `{nearest}`?"));
         return Err(format!("`{term}` is no {what} of DPV 2.3{}", nearest.unwrap_or_default()));

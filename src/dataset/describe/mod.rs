@@ -157,12 +157,16 @@ pub fn of_file(path: &Path, footer: Option<&str>) -> Result<Option<String>, Desc
     {
         return Err(disagree(CONSENT, key));
     }
-    match (&described.identifier, inside.get("dataset_id")) {
-        (Some(one), Some(other)) if other.as_str() != Some(one) => {
-            Err(disagree(CROISSANT, "dataset_id".to_owned()))
+    for (key, said) in
+        [("dataset_id", &described.identifier), ("controller", &described.controller)]
+    {
+        if let (Some(one), Some(other)) = (said, inside.get(key))
+            && other.as_str() != Some(one)
+        {
+            return Err(disagree(CROISSANT, key.to_owned()));
         }
-        _ => Ok(footer_text()),
     }
+    Ok(footer_text())
 }
 
 /// Holds the digest of the Parquet file `path`, which someone computed anyway, to the

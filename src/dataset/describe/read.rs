@@ -18,6 +18,8 @@ pub struct Described {
     pub name: Option<String>,
     /// Its identifier there: the `dataset_id` of the footers.
     pub identifier: Option<String>,
+    /// Whom it attributes the data set to: the `controller` of the footers.
+    pub controller: Option<String>,
     /// The files that `croissant.json` describes, by their path in the folder; `None` where
     /// there is no such sidecar.
     pub files: Option<BTreeMap<String, FileEntry>>,
@@ -48,6 +50,9 @@ pub fn read(folder: &Path) -> Result<Option<Described>, DescribeError> {
     if let Some(document) = object(&croissant)? {
         let text = |key| document.get(key).and_then(Value::as_str).map(str::to_owned);
         (described.name, described.identifier) = (text("name"), text("identifier"));
+        let attributed = document.get("prov:wasAttributedTo");
+        let label = attributed.and_then(|agent| agent.get("prov:label")?.as_str());
+        described.controller = label.map(str::to_owned);
         described.files = Some(files(&croissant, document.get("distribution"))?);
     }
     described.consent = object(&consent)?;

@@ -175,11 +175,13 @@ fn a_footer_that_permits_more_than_the_sidecar_is_refused() {
 fn a_footer_of_another_data_set_is_refused_by_the_description_alone() {
     let place = Place::new();
     fs::remove_file(place.path(CONSENT)).unwrap();
-    let mut other = consent();
-    other.insert("dataset_id".to_owned(), "urn:uuid:2".into());
-    let refused = place.refused(Some(&Value::Object(other).to_string()));
-    let DescribeError::Disagree { sidecar, key, .. } = refused else { panic!("{refused}") };
-    assert_eq!((sidecar, key.as_str()), (place.path(CROISSANT), "dataset_id"));
+    for changed in ["dataset_id", "controller"] {
+        let mut other = consent();
+        other.insert(changed.to_owned(), "urn:uuid:2".into());
+        let refused = place.refused(Some(&Value::Object(other).to_string()));
+        let DescribeError::Disagree { sidecar, key, .. } = refused else { panic!("{refused}") };
+        assert_eq!((sidecar, key.as_str()), (place.path(CROISSANT), changed));
+    }
 }
 
 #[test]
