@@ -10,8 +10,9 @@ use arrow::datatypes::{DataType, Field, Fields};
 use arrow::record_batch::RecordBatch;
 use jiff::Timestamp;
 use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
 use parquet::file::metadata::KeyValue;
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder};
 use serde_json::json;
 
 use super::consent::Ask;
@@ -198,12 +199,23 @@ pub(super) fn write_batch(
     group_rows: usize,
     footer: Option<&str>,
 ) {
+    let properties = properties(footer).set_max_row_group_row_count(Some(group_rows));
+    write_as(path, batch, properties.build());
+}
+
+/// Writes one row group in a codec.
+pub(super) fn write_coded(path: &Path, batch: &RecordBatch, codec: Compression) -> PathBuf {
+    write_as(path, batch, properties(Some(FOOTER)).set_compression(codec).build());
+    path.to_owned()
+}
+
+fn properties(footer: Option<&str>) -> WriterPropertiesBuilder {
     let pairs =
         footer.map(|footer| vec![KeyValue::new("consent.v1".to_owned(), footer.to_owned())]);
-    let properties = WriterProperties::builder()
-        .set_max_row_group_row_count(Some(group_rows))
-        .set_key_value_metadata(pairs)
-        .build();
+    WriterProperties::builder().set_key_value_metadata(pairs)
+}
+
+fn write_as(path: &Path, batch: &RecordBatch, properties: WriterProperties) {
     let mut bytes = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties)).unwrap();
     writer.write(batch).unwrap();

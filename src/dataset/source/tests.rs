@@ -37,6 +37,30 @@ fn row_groups_are_read_one_by_one() {
 }
 
 #[test]
+fn every_codec_of_parquet_but_lzo_is_read() {
+    use parquet::basic::Compression;
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    let many = "again and again ".repeat(40);
+    let batch = fixture::batch(&[row(7, &many, "answer")]);
+    for codec in [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::GZIP(Default::default()),
+        Compression::BROTLI(Default::default()),
+        Compression::LZ4,
+        Compression::LZ4_RAW,
+        Compression::ZSTD(Default::default()),
+    ] {
+        let group = fixture::read(&fixture::write_coded(&path, &batch, codec), 0);
+        let Sample::Conversation(chat) = group.sample(0).unwrap() else { panic!("no chat") };
+        let asked = chat.messages[0].get("content").and_then(serde_json::Value::as_str);
+        assert_eq!(asked, Some(many.as_str()), "{codec}");
+    }
+}
+
+#[test]
 fn globs_are_sorted_and_name_no_folder() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["b.parquet", "a.parquet", "x[1].parquet"] {
