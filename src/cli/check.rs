@@ -246,7 +246,10 @@ fn describe(plan: &Plan) -> String {
     lines.push(line(
         "adapter",
         &match &recipe.adapter {
-            Adapter::Lora(lora) => format!("LoRA, rank {}, alpha {}", lora.rank, lora.alpha),
+            Adapter::Lora(lora) => {
+                let kind = if lora.use_dora { "DoRA" } else { "LoRA" };
+                format!("{kind}, rank {}, alpha {}", lora.rank, lora.alpha)
+            }
             Adapter::Full => "none: every weight is trained".to_owned(),
         },
     ));

@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 use fs_err as fs;
 use heirloom::base::Checkpoint;
 use heirloom::hub::Address;
-use heirloom::recipe::{Lora, Module, Targets, TokenIndex, TokenIndices};
+use heirloom::recipe::{
+    Bias, FEED_FORWARD_AS_PARAMETERS, Lora, Module, Pattern, Start, Targets, TokenIndex,
+    TokenIndices,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -22,27 +25,28 @@ pub const CONFIG: &str = "adapter_config.json";
 /// File name of the weights.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// Families where PEFT takes every target called like a layer of a feed-forward part for the
-/// experts; the layers outside the attention are named as parameters instead, which it leaves
-/// alone.
-const FEED_FORWARD_AS_PARAMETERS: [&str; 4] =
-    ["deepseek_v2", "deepseek_v3", "mixtral", "qwen3_moe"];
-
 /// What is written; the order of the fields is that of PEFT's file: alphabetical.
 #[derive(Debug, Serialize)]
 struct Written {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alpha_pattern: Option<Pattern<Whole>>,
     base_model_name_or_path: String,
     bias: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    exclude_modules: Vec<String>,
     fan_in_fan_out: bool,
     inference_mode: bool,
     init_lora_weights: bool,
-    #[serde(serialize_with = "whole_if_whole")]
-    lora_alpha: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    layers_to_transform: Vec<u32>,
+    lora_alpha: Whole,
     lora_dropout: f64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     modules_to_save: Vec<Module>,
     peft_type: &'static str,
     r: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rank_pattern: Option<Pattern<u32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     revision: Option<String>,
     target_modules: Vec<String>,
@@ -70,15 +74,21 @@ struct Found {
     trainable_token_indices: Option<Indices>,
     ensure_weight_tying: Option<bool>,
     use_rslora: Option<bool>,
+    use_dora: Option<bool>,
+    bias: Option<Bias>,
+    exclude_modules: Option<Modules>,
+    layers_to_transform: Option<Blocks>,
+    layers_pattern: Option<Modules>,
+    rank_pattern: Option<Pattern<u32>>,
+    alpha_pattern: Option<Pattern<f64>>,
 }
 
-impl Found {
-    /// The alpha that, divided by the rank, scales the update. With `use_rslora` PEFT divides
-    /// by the root of the rank.
-    fn alpha(&self) -> f64 {
-        let factor = if self.use_rslora == Some(true) { f64::from(self.r).sqrt() } else { 1.0 };
-        self.lora_alpha * factor
-    }
+/// One block, or some.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Blocks {
+    One(u32),
+    Some(Vec<u32>),
 }
 
 /// A list for the embedding, or rows by the name of the module.
@@ -89,12 +99,18 @@ enum Indices {
     ByModule(BTreeMap<String, Vec<u32>>),
 }
 
-/// PEFT declares `lora_alpha` an integer, and stricter readers believe it.
-fn whole_if_whole<S: serde::Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    if value.fract() == 0.0 && value.abs() < f64::from(u32::MAX) {
-        serializer.serialize_i64(*value as i64)
-    } else {
-        serializer.serialize_f64(*value)
+/// A number that is written as an integer where it is one: PEFT declares `lora_alpha` so, and
+/// stricter readers believe it.
+#[derive(Clone, Copy, Debug)]
+struct Whole(f64);
+
+impl Serialize for Whole {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0.fract() == 0.0 && self.0.abs() < f64::from(u32::MAX) {
+            serializer.serialize_i64(self.0 as i64)
+        } else {
+            serializer.serialize_f64(self.0)
+        }
     }
 }
 
@@ -132,7 +148,27 @@ pub fn describe(folder: &Path) -> Result<Described> {
     if config.r == 0 {
         return Err(refuse("r", "0".to_owned()));
     }
-    let alpha = config.alpha();
+    let names = |key, modules: Option<Modules>| match modules {
+        None => Ok(Vec::new()),
+        Some(Modules::List(names)) => Ok(names),
+        Some(Modules::Word(word)) if is_name(&word) => Ok(vec![word]),
+        // A regular expression.
+        Some(Modules::Word(word)) => Err(refuse(key, word)),
+    };
+    let layers_pattern = names("layers_pattern", config.layers_pattern)?;
+    if let Some(other) = layers_pattern.into_iter().find(|pattern| pattern != "layers") {
+        return Err(refuse("layers_pattern", other));
+    }
+    let rank_pattern = config.rank_pattern.unwrap_or_default();
+    let wrong = |(name, rank): &&(String, u32)| *rank == 0 || !is_name(name);
+    if let Some((name, rank)) = rank_pattern.0.iter().find(wrong) {
+        return Err(refuse("rank_pattern", format!("{name}: {rank}")));
+    }
+    let alpha_pattern = config.alpha_pattern.unwrap_or_default();
+    if let Some((name, alpha)) = alpha_pattern.0.iter().find(|(name, _)| !is_name(name)) {
+        return Err(refuse("alpha_pattern", format!("{name}: {alpha}")));
+    }
+    let exclude_modules = names("exclude_modules", config.exclude_modules)?;
     let mut parameters = Vec::new();
     for parameter in config.target_parameters.unwrap_or_default() {
         match parameter.strip_suffix(".weight") {
@@ -168,15 +204,34 @@ pub fn describe(folder: &Path) -> Result<Described> {
     Ok(Described {
         lora: Lora {
             rank: config.r,
-            alpha,
+            alpha: config.lora_alpha,
             dropout: config.lora_dropout,
+            use_rslora: config.use_rslora == Some(true),
+            use_dora: config.use_dora == Some(true),
+            // Whatever it was: it is over.
+            init_lora_weights: Start::Default,
             targets,
+            exclude_modules,
+            layers_to_transform: match config.layers_to_transform {
+                None => Vec::new(),
+                Some(Blocks::One(block)) => vec![block],
+                Some(Blocks::Some(blocks)) => blocks,
+            },
+            rank_pattern,
+            alpha_pattern,
+            bias: config.bias.unwrap_or_default(),
             modules_to_save,
             trainable_token_indices,
         },
         base: config.base_model_name_or_path.map(PathBuf::from),
         ensure_weight_tying: config.ensure_weight_tying == Some(true),
     })
+}
+
+/// Whether a pattern of PEFT means the same as the name that it is.
+fn is_name(pattern: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    !pattern.is_empty() && pattern.chars().all(plain)
 }
 
 /// The module that PEFT finds by the end of its name.
@@ -242,14 +297,8 @@ pub fn attach(model: &mut Decoder, folder: &Path) -> Result<Described> {
     let path = folder.join(WEIGHTS);
     let checkpoint = Checkpoint::open_file(&path)?;
     let mut expected = Vec::new();
-    for linear in model.linears() {
-        if lora.targets.choose(&linear.name) {
-            let (out_features, in_features) = linear.weight.size2()?;
-            let (key_a, key_b) = adapter::keys(&linear.name);
-            let rank = lora.rank as usize;
-            expected.push((key_a, vec![rank, in_features as usize]));
-            expected.push((key_b, vec![out_features as usize, rank]));
-        }
+    for (key, shape) in adapter::expected(model, lora)? {
+        expected.push((key, shape.into_iter().map(|size| size as usize).collect()));
     }
     expected.extend(tokens::expected(model, lora)?);
     for module in Module::ALL {
@@ -283,6 +332,9 @@ pub fn attach(model: &mut Decoder, folder: &Path) -> Result<Described> {
 /// their ids. The targets are written as
 /// the last parts of the names of the wrapped layers, as users write them.
 pub fn save(folder: &Path, model: &Decoder, lora: &Lora, base: &Path) -> Result<()> {
+    // What was taken out of the base stands beside the update in what is written.
+    let doubled = lora.init_lora_weights.is_taken_out().then(|| lora.doubled());
+    let lora = doubled.as_ref().unwrap_or(lora);
     let as_parameters = FEED_FORWARD_AS_PARAMETERS.contains(&model.architecture.model_type);
     let wrapped = model.linears().filter(|linear| linear.low_rank.is_some());
     let (parameters, modules): (Vec<&str>, Vec<&str>) = wrapped
@@ -302,33 +354,39 @@ pub fn save(folder: &Path, model: &Decoder, lora: &Lora, base: &Path) -> Result<
         Some(Ok(address)) => (address.repo, Some(address.revision)),
         _ => (base.display().to_string(), None),
     };
+    let alphas = lora.alpha_pattern.0.iter();
+    let alphas: Vec<_> = alphas.map(|(name, alpha)| (name.clone(), Whole(*alpha))).collect();
     let config = Written {
+        alpha_pattern: (!alphas.is_empty()).then_some(Pattern(alphas)),
         base_model_name_or_path,
-        bias: "none",
+        bias: lora.bias.name(),
+        exclude_modules: lora.exclude_modules.clone(),
         fan_in_fan_out: false,
         inference_mode: true,
         init_lora_weights: true,
-        lora_alpha: lora.alpha,
+        layers_to_transform: lora.layers_to_transform.clone(),
+        lora_alpha: Whole(lora.alpha),
         // PEFT knows no dropout on parameters; it would only matter for further training.
         lora_dropout: if target_parameters.is_empty() { lora.dropout } else { 0.0 },
         modules_to_save: lora.modules_to_save.clone(),
         peft_type: "LORA",
         r: lora.rank,
+        rank_pattern: Some(lora.rank_pattern.clone()).filter(|pattern| !pattern.0.is_empty()),
         revision,
         target_modules: modules,
         target_parameters,
         task_type: "CAUSAL_LM",
         trainable_token_indices: Some(lora.trainable_token_indices.clone())
             .filter(|rows| *rows != TokenIndices::default()),
-        use_dora: false,
-        use_rslora: false,
+        use_dora: lora.use_dora,
+        use_rslora: lora.use_rslora,
     };
     let path = folder.join(CONFIG);
     let mut text = serde_json::to_string_pretty(&config)
         .map_err(|source| EngineError::Json { path: path.clone(), source })?;
     text.push('\n');
     heirloom::files::write_atomically(&path, text.as_bytes())?;
-    let tensors = adapter::weights(model)
+    let tensors = adapter::written(model)?
         .into_iter()
         .map(|(key, tensor)| (key, weights::Lazy::ready(tensor)))
         .collect();

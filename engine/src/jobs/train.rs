@@ -93,6 +93,7 @@ pub(super) fn train(folder: &Path, device: Device, printer: Printer) -> Result<(
     printer.warn_of(registry::enter_trained(&run));
     // Training is safe: from here on Ctrl-C simply ends the program.
     stop.end_at_once();
+    trainer.model.settle(device)?;
 
     let (mut reports, spec) = (Vec::new(), judged_now()?);
     for name in &recipe.eval.suites {

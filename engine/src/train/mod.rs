@@ -23,7 +23,7 @@ use heirloom::dataset::stream::{MicroBatch, Step};
 use heirloom::recipe::lock::Size;
 use heirloom::recipe::{Adapter, Optimizer, Recipe};
 use heirloom::track::{Sink, StepMetrics, ValidationMetrics};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::adapter;
 use crate::error::{EngineError, Result};
@@ -281,18 +281,18 @@ fn prepare(recipe: &Recipe, base: &BaseFolder, device: Device) -> Result<(Decode
                 true => Decoder::drawn_as(base, &storage, device)?,
                 false => Decoder::open_as(base, &storage, device)?,
             };
-            let mut initial = Vec::new();
-            let mut rows = adapter::tokens::initial(&model, lora)?.into_iter().peekable();
-            adapter::attach(&mut model, lora, |key, shape| {
-                let tensor = match rows.next_if(|(name, _)| name == key) {
-                    Some((_, tensor)) => tensor,
-                    None => adapter::draw(key, shape)?,
-                };
-                initial.push((key.to_owned(), tensor.shallow_clone()));
-                Ok(tensor)
+            let initial = adapter::initial(&model, lora, |linear| match base.checkpoint() {
+                Some(checkpoint) => {
+                    let key = format!("{}.weight", linear.name);
+                    weights::load_as(checkpoint, &key, Kind::Float)?
+                        .f_to(device)
+                        .map_err(Into::into)
+                }
+                None => linear.weight.dense(Kind::Float),
             })?;
             let parameters = Parameters::new(initial, device)?;
             adapter::attach(&mut model, lora, |key, _| view(&parameters, key))?;
+            adapter::start::keep(&mut model, lora)?;
             Ok((model, parameters))
         }
     }
@@ -308,7 +308,7 @@ fn prepare_full(
     for (name, shape) in base.architecture.tensors() {
         let tensor = match base.checkpoint() {
             Some(checkpoint) => {
-                let stored = weights::load_as(checkpoint, &name, tch::Kind::Float)?;
+                let stored = weights::load_as(checkpoint, &name, Kind::Float)?;
                 weights::grown(&name, stored, &shape)?
             }
             None => weights::draw(&base.architecture, &name, &shape, Device::Cpu)?,

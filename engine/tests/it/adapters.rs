@@ -22,8 +22,11 @@ fn adapters_that_peft_computes_otherwise_are_refused() {
         ("init_lora_weights", json!("pissa")),
         ("init_lora_weights", json!("olora")),
         ("use_foo", json!(true)),
-        ("use_dora", json!(true)),
-        ("rank_pattern", json!({"q_proj": 8})),
+        ("rank_pattern", json!({"q_proj": 0})),
+        ("rank_pattern", json!({".*q_proj": 8})),
+        ("alpha_pattern", json!({"q_proj|v_proj": 8})),
+        ("exclude_modules", json!(".*q_proj")),
+        ("layers_pattern", json!("h")),
         ("target_modules", json!(".*q_proj")),
         ("peft_type", json!("ADALORA")),
         ("r", json!(0)),
@@ -41,9 +44,9 @@ fn adapters_that_peft_computes_otherwise_are_refused() {
 #[test]
 fn rank_stabilised_adapters_are_scaled_by_the_root_of_the_rank() {
     let lora = peft::describe(with("use_rslora", json!(true)).path()).unwrap().lora;
-    assert_eq!((lora.rank, lora.alpha / f64::from(lora.rank)), (4, 8.0 / 2.0));
+    assert_eq!((lora.rank, lora.scaling_of("q_proj")), (4, 8.0 / 2.0));
     let plain = peft::describe(with("use_rslora", json!(null)).path()).unwrap().lora;
-    assert_eq!(plain.alpha, 8.0);
+    assert_eq!(plain.scaling_of("q_proj"), 2.0);
 }
 
 /// Nothing is read of a list, and nothing is indexed in it.
