@@ -9,11 +9,13 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::path::PathBuf;
 
 use serde::de::value::SeqAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{Module, TokenIndices, is_tail};
+use crate::peft::{self, PeftError};
 
 /// PEFT's word for every linear layer but the output projection.
 const ALL_LINEAR: &str = "all-linear";
@@ -26,7 +28,7 @@ pub const FEED_FORWARD_AS_PARAMETERS: [&str; 4] =
 
 /// What is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", from = "Words")]
 #[expect(clippy::large_enum_variant, reason = "there is one for each recipe")]
 pub enum Adapter {
     /// Low-rank adaptation (arXiv 2106.09685) of linear layers; the base stays frozen.
@@ -35,10 +37,51 @@ pub enum Adapter {
     Full,
 }
 
+/// The words of a recipe for it.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(clippy::large_enum_variant, reason = "there is one for each recipe")]
+enum Words {
+    Lora(Lora),
+    Full,
+    From(PathBuf),
+}
+
+impl From<Words> for Adapter {
+    fn from(words: Words) -> Self {
+        match words {
+            Words::Lora(lora) => Self::Lora(lora),
+            Words::Full => Self::Full,
+            // Its settings stand in the folder, see `resolve`.
+            Words::From(folder) => Self::Lora(Lora { from: Some(folder), ..Lora::new(0, 1.0) }),
+        }
+    }
+}
+
+impl Adapter {
+    /// Whether `from` alone was written.
+    pub fn is_unread(&self) -> bool {
+        matches!(self, Self::Lora(Lora { from: Some(_), rank: 0, .. }))
+    }
+
+    /// Reads the settings of an adapter that is gone on from, where nothing else was written.
+    pub fn resolve(&mut self) -> Result<(), PeftError> {
+        if let (true, Self::Lora(lora)) = (self.is_unread(), &mut *self)
+            && let Some(folder) = lora.from.take()
+        {
+            *lora = Lora { from: Some(folder.clone()), ..peft::describe(&folder)?.lora };
+        }
+        Ok(())
+    }
+}
+
 /// Settings of LoRA.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lora {
+    /// Folder of a PEFT adapter that is trained further; `null` starts a new one.
+    #[serde(default)]
+    pub from: Option<PathBuf>,
     /// `r`: the rank of the update.
     pub rank: u32,
     /// `lora_alpha`: the update is scaled by `alpha / rank`.
@@ -85,6 +128,7 @@ impl Lora {
     /// On every linear layer, with defaults.
     pub fn new(rank: u32, alpha: f64) -> Self {
         Self {
+            from: None,
             rank,
             alpha,
             dropout: 0.0,

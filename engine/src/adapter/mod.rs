@@ -6,7 +6,6 @@
 //! `model::Replacement`.
 
 pub mod peft;
-pub(crate) mod peft_settings;
 pub mod start;
 pub mod tokens;
 

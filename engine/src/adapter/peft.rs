@@ -1,29 +1,22 @@
 //! PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Follows PEFT 0.21's `LoraConfig` and `save_pretrained`. Which settings are accepted at all
-//! stands in `peft_settings`.
+//! Owns the tensors of such a folder, and writing it. Reading the settings is `heirloom::peft`'s.
+//!
+//! Follows PEFT 0.21's `LoraConfig` and `save_pretrained`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use fs_err as fs;
 use heirloom::base::Checkpoint;
 use heirloom::hub::Address;
-use heirloom::recipe::{
-    Bias, FEED_FORWARD_AS_PARAMETERS, Lora, Module, Pattern, Start, Targets, TokenIndex,
-    TokenIndices,
-};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use heirloom::peft::refusal;
+pub use heirloom::peft::{CONFIG, Described, WEIGHTS, describe};
+use heirloom::recipe::{FEED_FORWARD_AS_PARAMETERS, Lora, Module, Pattern, Targets, TokenIndices};
+use serde::Serialize;
+use tch::{Kind, Tensor};
 
-use crate::adapter::{self, peft_settings, tokens};
+use crate::adapter::{self, tokens};
 use crate::error::{EngineError, Result};
 use crate::model::{Decoder, weights};
-
-/// File name of the settings.
-pub const CONFIG: &str = "adapter_config.json";
-/// File name of the weights.
-pub const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// What is written; the order of the fields is that of PEFT's file: alphabetical.
 #[derive(Debug, Serialize)]
@@ -59,46 +52,6 @@ struct Written {
     use_rslora: bool,
 }
 
-/// What is needed of what is found.
-#[derive(Debug, Deserialize)]
-struct Found {
-    base_model_name_or_path: Option<String>,
-    lora_alpha: f64,
-    #[serde(default)]
-    lora_dropout: f64,
-    peft_type: String,
-    r: u32,
-    target_modules: Modules,
-    target_parameters: Option<Vec<String>>,
-    modules_to_save: Option<Vec<String>>,
-    trainable_token_indices: Option<Indices>,
-    ensure_weight_tying: Option<bool>,
-    use_rslora: Option<bool>,
-    use_dora: Option<bool>,
-    bias: Option<Bias>,
-    exclude_modules: Option<Modules>,
-    layers_to_transform: Option<Blocks>,
-    layers_pattern: Option<Modules>,
-    rank_pattern: Option<Pattern<u32>>,
-    alpha_pattern: Option<Pattern<f64>>,
-}
-
-/// One block, or some.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Blocks {
-    One(u32),
-    Some(Vec<u32>),
-}
-
-/// A list for the embedding, or rows by the name of the module.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Indices {
-    List(Vec<u32>),
-    ByModule(BTreeMap<String, Vec<u32>>),
-}
-
 /// A number that is written as an integer where it is one: PEFT declares `lora_alpha` so, and
 /// stricter readers believe it.
 #[derive(Clone, Copy, Debug)]
@@ -112,132 +65,6 @@ impl Serialize for Whole {
             serializer.serialize_f64(self.0)
         }
     }
-}
-
-/// PEFT writes a list, or a word such as `all-linear`.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Modules {
-    List(Vec<String>),
-    Word(String),
-}
-
-/// What an adapter folder says about itself.
-#[derive(Debug)]
-pub struct Described {
-    /// Rank, alpha, dropout, targets and trained rows.
-    pub lora: Lora,
-    /// The base that it was trained on, if it says so.
-    pub base: Option<PathBuf>,
-    /// Whether a module of `modules_to_save` takes the one that is tied to it along.
-    ensure_weight_tying: bool,
-}
-
-/// Reads `adapter_config.json`.
-pub fn describe(folder: &Path) -> Result<Described> {
-    let path = folder.join(CONFIG);
-    let text = fs::read_to_string(&path)?;
-    let json = |source| EngineError::Json { path: path.clone(), source };
-    let value: Value = serde_json::from_str(&text).map_err(json)?;
-    let refuse = |key, value: String| peft_settings::refusal(&path, key, &value);
-    peft_settings::check(&path, &value)?;
-    let config: Found = serde_json::from_value(value).map_err(json)?;
-    if config.peft_type != "LORA" {
-        return Err(refuse("peft_type", config.peft_type));
-    }
-    if config.r == 0 {
-        return Err(refuse("r", "0".to_owned()));
-    }
-    let names = |key, modules: Option<Modules>| match modules {
-        None => Ok(Vec::new()),
-        Some(Modules::List(names)) => Ok(names),
-        Some(Modules::Word(word)) if is_name(&word) => Ok(vec![word]),
-        // A regular expression.
-        Some(Modules::Word(word)) => Err(refuse(key, word)),
-    };
-    let layers_pattern = names("layers_pattern", config.layers_pattern)?;
-    if let Some(other) = layers_pattern.into_iter().find(|pattern| pattern != "layers") {
-        return Err(refuse("layers_pattern", other));
-    }
-    let rank_pattern = config.rank_pattern.unwrap_or_default();
-    let wrong = |(name, rank): &&(String, u32)| *rank == 0 || !is_name(name);
-    if let Some((name, rank)) = rank_pattern.0.iter().find(wrong) {
-        return Err(refuse("rank_pattern", format!("{name}: {rank}")));
-    }
-    let alpha_pattern = config.alpha_pattern.unwrap_or_default();
-    if let Some((name, alpha)) = alpha_pattern.0.iter().find(|(name, _)| !is_name(name)) {
-        return Err(refuse("alpha_pattern", format!("{name}: {alpha}")));
-    }
-    let exclude_modules = names("exclude_modules", config.exclude_modules)?;
-    let mut parameters = Vec::new();
-    for parameter in config.target_parameters.unwrap_or_default() {
-        match parameter.strip_suffix(".weight") {
-            Some(layer) => parameters.push(layer.to_owned()),
-            None => return Err(refuse("target_parameters", parameter)),
-        }
-    }
-    let targets = match config.target_modules {
-        Modules::List(modules) => Targets::Modules([modules, parameters].concat()),
-        Modules::Word(word) if word == "all-linear" => Targets::AllLinear,
-        Modules::Word(word) => return Err(refuse("target_modules", word)),
-    };
-    let mut modules_to_save = Vec::new();
-    for name in config.modules_to_save.unwrap_or_default() {
-        modules_to_save.push(module(&name).ok_or_else(|| refuse("modules_to_save", name))?);
-    }
-    let mut trainable_token_indices = TokenIndices::default();
-    let by_module = match config.trainable_token_indices {
-        None => BTreeMap::new(),
-        Some(Indices::List(ids)) => BTreeMap::from([(Module::EmbedTokens.name().to_owned(), ids)]),
-        Some(Indices::ByModule(rows)) => rows,
-    };
-    for (name, ids) in by_module {
-        let wrong = || refuse("trainable_token_indices", format!("{name}: {ids:?}"));
-        let module = module(&name).filter(|module| !modules_to_save.contains(module));
-        let rows = trainable_token_indices.of_mut(module.ok_or_else(wrong)?);
-        let unique: BTreeSet<u32> = ids.iter().copied().collect();
-        if unique.len() != ids.len() || !rows.is_empty() {
-            return Err(wrong());
-        }
-        rows.extend(ids.into_iter().map(TokenIndex::Id));
-    }
-    Ok(Described {
-        lora: Lora {
-            rank: config.r,
-            alpha: config.lora_alpha,
-            dropout: config.lora_dropout,
-            use_rslora: config.use_rslora == Some(true),
-            use_dora: config.use_dora == Some(true),
-            // Whatever it was: it is over.
-            init_lora_weights: Start::Default,
-            targets,
-            exclude_modules,
-            layers_to_transform: match config.layers_to_transform {
-                None => Vec::new(),
-                Some(Blocks::One(block)) => vec![block],
-                Some(Blocks::Some(blocks)) => blocks,
-            },
-            rank_pattern,
-            alpha_pattern,
-            bias: config.bias.unwrap_or_default(),
-            modules_to_save,
-            trainable_token_indices,
-        },
-        base: config.base_model_name_or_path.map(PathBuf::from),
-        ensure_weight_tying: config.ensure_weight_tying == Some(true),
-    })
-}
-
-/// Whether a pattern of PEFT means the same as the name that it is.
-fn is_name(pattern: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    !pattern.is_empty() && pattern.chars().all(plain)
-}
-
-/// The module that PEFT finds by the end of its name.
-fn module(name: &str) -> Option<Module> {
-    let last = name.rsplit('.').next()?;
-    Module::ALL.into_iter().find(|module| module.name() == last)
 }
 
 /// Keys under which PEFT keeps the base's own weights of a module when it was resized.
@@ -275,7 +102,7 @@ fn base_key(checkpoint: &Checkpoint, lora: &Lora, module: Module) -> Option<Stri
 /// Refuses what PEFT does with two modules that are tied and not trained alike.
 fn check_tied(described: &Described, path: &Path) -> Result<()> {
     let Lora { modules_to_save, trainable_token_indices: rows, .. } = &described.lora;
-    let refuse = |key, value: String| Err(peft_settings::refusal(&path.join(CONFIG), key, &value));
+    let refuse = |key: &str, value: String| Err(refusal(path, key, &value).into());
     if described.ensure_weight_tying && !modules_to_save.is_empty() {
         return refuse("ensure_weight_tying", "true".to_owned());
     }
@@ -289,11 +116,16 @@ fn check_tied(described: &Described, path: &Path) -> Result<()> {
 /// Wraps `model` with the adapter in `folder`, for which it has [enough rows](rows).
 pub fn attach(model: &mut Decoder, folder: &Path) -> Result<Described> {
     let described = describe(folder)?;
-    let lora = &described.lora;
-    let tied = model.architecture.tie_word_embeddings;
-    if tied {
+    if model.architecture.tie_word_embeddings {
         check_tied(&described, folder)?;
     }
+    load(model, folder, &described.lora)?;
+    Ok(described)
+}
+
+/// Wraps `model` as `lora` says with the tensors in `folder`.
+fn load(model: &mut Decoder, folder: &Path, lora: &Lora) -> Result<()> {
+    let tied = model.architecture.tie_word_embeddings;
     let path = folder.join(WEIGHTS);
     let checkpoint = Checkpoint::open_file(&path)?;
     let mut expected = Vec::new();
@@ -324,8 +156,20 @@ pub fn attach(model: &mut Decoder, folder: &Path) -> Result<Described> {
             model.set_table(module, table);
         }
     }
-    adapter::attach(model, lora, |key, _| weights::load(&checkpoint, key))?;
-    Ok(described)
+    adapter::attach(model, lora, |key, _| weights::load(&checkpoint, key))
+}
+
+/// As [`attach`], to be trained further as `lora` says, which began as the folder's settings:
+/// the values that training starts from, by key, in f32. `None` where nothing is gone on from.
+pub fn resume(model: &mut Decoder, lora: &Lora) -> Result<Option<Vec<(String, Tensor)>>> {
+    let Some(folder) = &lora.from else { return Ok(None) };
+    let described = describe(folder)?;
+    if model.architecture.tie_word_embeddings {
+        check_tied(&described, folder)?;
+    }
+    load(model, folder, lora)?;
+    let wide = |(key, tensor): (String, Tensor)| Ok((key, tensor.f_to_kind(Kind::Float)?));
+    Ok(Some(adapter::weights(model).into_iter().map(wide).collect::<Result<_>>()?))
 }
 
 /// Writes both files into `folder`, which is not yet in its place. Tokens in `lora` stand by

@@ -27,7 +27,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::adapter;
 use crate::error::{EngineError, Result};
-use crate::model::{Decoder, weights};
+use crate::model::{Decoder, Linear, weights};
 use crate::ops::profile::scope;
 use checkpoint::Progress;
 use optimizer::AdamW;
@@ -281,15 +281,17 @@ fn prepare(recipe: &Recipe, base: &BaseFolder, device: Device) -> Result<(Decode
                 true => Decoder::drawn_as(base, &storage, device)?,
                 false => Decoder::open_as(base, &storage, device)?,
             };
-            let initial = adapter::initial(&model, lora, |linear| match base.checkpoint() {
+            let stored = |linear: &Linear| match base.checkpoint() {
                 Some(checkpoint) => {
                     let key = format!("{}.weight", linear.name);
-                    weights::load_as(checkpoint, &key, Kind::Float)?
-                        .f_to(device)
-                        .map_err(Into::into)
+                    Ok(weights::load_as(checkpoint, &key, Kind::Float)?.f_to(device)?)
                 }
                 None => linear.weight.dense(Kind::Float),
-            })?;
+            };
+            let initial = match adapter::peft::resume(&mut model, lora)? {
+                Some(values) => values,
+                None => adapter::initial(&model, lora, stored)?,
+            };
             let parameters = Parameters::new(initial, device)?;
             adapter::attach(&mut model, lora, |key, _| view(&parameters, key))?;
             adapter::start::keep(&mut model, lora)?;

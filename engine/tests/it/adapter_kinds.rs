@@ -5,7 +5,9 @@ use std::path::Path;
 
 use heirloom::base::BaseFolder;
 use heirloom::dataset::stream::MicroBatch;
-use heirloom::recipe::{Adamw, Bias, Dtype, Lora, Pattern, Quantization, Start, Storage, Targets};
+use heirloom::recipe::{
+    Adamw, Adapter, Bias, Dtype, Lora, Pattern, Quantization, Start, Storage, Targets,
+};
 use heirloom_engine::adapter::{self, peft, start};
 use heirloom_engine::model::{Decoder, Linear, Weight, weights};
 use heirloom_engine::train::loss;
@@ -117,6 +119,29 @@ fn settings_of_every_kind_survive_reading_and_writing() {
         peft::save(folder.path(), &model, &described.lora, Path::new(base)).unwrap();
         assert_eq!(peft::describe(folder.path()).unwrap().lora, described.lora, "{case}");
         check_same(&model, &read_again(base, folder.path()), 0.0);
+    }
+}
+
+/// What PEFT wrote is where training starts: the same logits, gradients and losses.
+#[test]
+fn training_goes_on_from_what_peft_wrote() {
+    for (case, base) in CASES {
+        let folder = fixture(&format!("adapters/{case}/adapter"));
+        let settings = serde_json::json!({ "from": folder });
+        let mut adapter: Adapter = serde_json::from_value(settings).unwrap();
+        assert!(adapter.is_unread());
+        adapter.resolve().unwrap();
+        let Adapter::Lora(lora) = &adapter else { panic!("{adapter:?}") };
+        let text = serde_json::to_string(&adapter).unwrap();
+        assert_eq!(serde_json::from_str::<Adapter>(&text).unwrap(), adapter, "{case}");
+
+        let mut model = model(base, Dtype::Float32);
+        let initial = peft::resume(&mut model, lora).unwrap().unwrap();
+        let mut parameters = Parameters::new(initial, Device::Cpu).unwrap();
+        adapter::attach(&mut model, lora, |key, _| Ok(parameters.get(key).unwrap())).unwrap();
+        let golden = golden(case);
+        let losses = course(&model, &mut parameters, &golden.packed(), 1e-2, 3);
+        assert!(furthest(&losses, &golden.numbers("losses")) <= SAME, "{case}: {losses:?}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Adapters of PEFT that are refused, and that are read, by their settings.
 
+use heirloom::peft::PeftError;
 use heirloom_engine::adapter::peft;
-use heirloom_engine::error::EngineError;
 use serde_json::{Value, json};
 
 use crate::support::fixture;
@@ -33,7 +33,7 @@ fn adapters_that_peft_computes_otherwise_are_refused() {
     ] {
         let folder = with(key, value.clone());
         match peft::describe(folder.path()) {
-            Err(EngineError::AdapterSetting { key: refused, .. }) => assert_eq!(refused, key),
+            Err(PeftError::Setting { key: refused, .. }) => assert_eq!(refused, key),
             other => panic!("{key} = {value}: {other:?}"),
         }
     }
@@ -56,6 +56,6 @@ fn settings_that_are_no_object_are_refused() {
     for text in ["[]", "null", "[[1]]", "3"] {
         fs_err::write(folder.path().join(peft::CONFIG), text).unwrap();
         let error = peft::describe(folder.path()).unwrap_err();
-        assert!(matches!(error, EngineError::Json { .. }), "{text}: {error}");
+        assert!(matches!(error, PeftError::Json { .. }), "{text}: {error}");
     }
 }

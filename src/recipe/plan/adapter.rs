@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::Looking;
-use crate::base::{Architecture, BaseFolder, ExpertWeights, FeedForward, Linear};
+use crate::base::{Architecture, BaseFolder, Checkpoint, ExpertWeights, FeedForward, Linear};
 use crate::dataset::vocabulary::Vocabulary;
+use crate::peft;
 use crate::recipe::adapter::{Adapter, Bias, FEED_FORWARD_AS_PARAMETERS, Lora, Start, Targets};
 use crate::recipe::is_tail;
 
@@ -19,6 +20,7 @@ impl Looking<'_> {
             return Some(base.architecture.parameter_count());
         };
         let layers = base.architecture.linear_layers();
+        self.going_on(lora, &layers);
         self.names(lora, &layers);
         self.blocks(lora, base.architecture.layers.len());
         let chosen: Vec<&Linear> =
@@ -41,6 +43,28 @@ impl Looking<'_> {
         };
         let layers = layers.iter().map(of_layer).fold(0, u64::saturating_add);
         Some(layers.saturating_add(self.trained_rows(base, lora, vocabulary?)?))
+    }
+
+    /// What is gone on from has the pairs that are trained.
+    fn going_on(&mut self, lora: &Lora, layers: &[Linear]) {
+        let Some(folder) = &lora.from else { return };
+        let key = "adapter.from";
+        let path = folder.join(peft::WEIGHTS);
+        let Some(stored) = self.take(key, Checkpoint::open_file(&path)) else { return };
+        let lacking = layers.iter().filter(|layer| lora.chooses(&layer.name)).find(|layer| {
+            let name = format!("base_model.model.{}.lora_A.weight", layer.name);
+            let shape = [lora.rank_of(&layer.name) as usize, layer.in_features];
+            stored.get(&name).is_none_or(|view| view.shape != shape)
+        });
+        if let Some(layer) = lacking {
+            let what = format!(
+                "is `{}`, which has no update of rank {} for `{}`",
+                folder.display(),
+                lora.rank_of(&layer.name),
+                layer.name
+            );
+            self.rule(key, what, "name an adapter of this base".to_owned());
+        }
     }
 
     /// Every name is that of a layer.

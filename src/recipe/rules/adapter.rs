@@ -13,6 +13,11 @@ const MAX_ITERATIONS: u64 = 1000;
 
 impl Check<'_> {
     pub(super) fn lora(&mut self, lora: &Lora, quantization: Quantization) {
+        self.going_on(lora);
+        if lora.from.is_some() && lora.rank == 0 && self.means_something("adapter.from") {
+            // Everything else stands in the folder.
+            return;
+        }
         self.at_least_one(u64::from(lora.rank), "adapter.lora.rank");
         self.at_most(u64::from(lora.rank), MAX_RANK, "adapter.lora.rank");
         self.positive(lora.alpha, "adapter.lora.alpha", "32");
@@ -33,6 +38,19 @@ impl Check<'_> {
         self.patterns(lora);
         self.start(lora, quantization);
         self.trained_rows(lora);
+    }
+
+    /// An adapter that is gone on from has started.
+    fn going_on(&mut self, lora: &Lora) {
+        let Some(folder) = &lora.from else { return };
+        let key = if lora.rank == 0 { "adapter.from" } else { "adapter.lora.from" };
+        self.rule(!folder.as_os_str().is_empty(), key, "is empty", "name a folder of PEFT");
+        self.rule(
+            lora.init_lora_weights == Start::Default,
+            "adapter.lora.init_lora_weights",
+            "is a start, and the adapter of `from` has begun long ago",
+            "leave it out",
+        );
     }
 
     fn patterns(&mut self, lora: &Lora) {

@@ -2,13 +2,13 @@
 //!
 //! Follows PEFT 0.21.2: every field of its `LoraConfig` stands in [`FIELDS`]. What is not known
 //! is refused, as it may change the computation, unless it asks for nothing. Owns no meaning of
-//! the settings that are used: `peft` reads those.
+//! the settings that are used: [`super::describe`] reads those.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-use crate::error::{EngineError, Result};
+use super::PeftError;
 
 /// Longest part of a key or a value that a message repeats, in characters.
 const SHOWN: usize = 120;
@@ -119,7 +119,7 @@ fn asks_for_nothing(value: &Value) -> bool {
 
 /// Refuses a configuration, read from `path`, with a setting that has another meaning than
 /// what is done here, or an unknown one.
-pub(super) fn check(path: &Path, config: &Value) -> Result<()> {
+pub(super) fn check(path: &Path, config: &Value) -> Result<(), PeftError> {
     for (key, value) in config.as_object().into_iter().flatten() {
         let known = FIELDS.iter().find(|(field, _)| field == key);
         if !known.map_or(Rule::Nothing, |(_, rule)| *rule).allows(value) {
@@ -134,8 +134,8 @@ pub(super) fn check(path: &Path, config: &Value) -> Result<()> {
 }
 
 /// The error for a setting.
-pub(super) fn refusal(path: &Path, key: &str, value: &str) -> EngineError {
-    EngineError::AdapterSetting { path: path.to_owned(), key: shown(key), value: shown(value) }
+pub(super) fn refusal(path: &Path, key: &str, value: &str) -> PeftError {
+    PeftError::Setting { path: path.to_owned(), key: shown(key), value: shown(value) }
 }
 
 /// As much of a text from outside as a message can bear.
@@ -155,7 +155,7 @@ fn shown(text: &str) -> String {
 }
 
 /// What to do about a refused setting.
-pub(crate) fn remedy(key: &str, value: &str) -> &'static str {
+pub(super) fn remedy(key: &str, value: &str) -> &'static str {
     if key != "init_lora_weights" {
         return "use a LoRA adapter of this base without it";
     }
@@ -173,12 +173,12 @@ pub(crate) fn remedy(key: &str, value: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use heirloom::diagnose::Diagnose;
+    use crate::diagnose::Diagnose as _;
     use serde_json::json;
 
     use super::*;
 
-    fn checked(key: &str, value: Value) -> Result<()> {
+    fn checked(key: &str, value: Value) -> Result<(), PeftError> {
         check(Path::new("adapter_config.json"), &json!({ key: value }))
     }
 
@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn the_table_has_the_fields_of_peft() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/fixtures/lora-qv/adapter/adapter_config.json");
+            .join("engine/tests/fixtures/lora-qv/adapter/adapter_config.json");
         let config: Value = serde_json::from_slice(&fs_err::read(path).unwrap()).unwrap();
         let written = config.as_object().unwrap();
         let elsewhere = ["merge_weights", "enable_lora", "runtime_config"];
