@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use serde::de::value::SeqAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{Module, TokenIndices, is_tail};
+use super::{Module, TokenIndices, is_part, is_tail};
 use crate::peft::{self, PeftError};
 
 /// PEFT's word for every linear layer but the output projection.
@@ -28,30 +28,48 @@ pub const FEED_FORWARD_AS_PARAMETERS: [&str; 4] =
 
 /// What is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", from = "Words")]
+#[serde(from = "Words", into = "Words")]
 #[expect(clippy::large_enum_variant, reason = "there is one for each recipe")]
 pub enum Adapter {
     /// Low-rank adaptation (arXiv 2106.09685) of linear layers; the base stays frozen.
     Lora(Lora),
-    /// Every weight of the base.
-    Full,
+    /// Weights of the base itself: those with these names, or every one where there are none.
+    Full(Vec<String>),
 }
 
 /// The words of a recipe for it.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[expect(clippy::large_enum_variant, reason = "there is one for each recipe")]
 enum Words {
     Lora(Lora),
     Full,
+    UnfrozenParameters(Vec<String>),
     From(PathBuf),
+}
+
+impl From<Adapter> for Words {
+    fn from(adapter: Adapter) -> Self {
+        match adapter {
+            Adapter::Lora(lora) => Self::Lora(lora),
+            Adapter::Full(names) if names.is_empty() => Self::Full,
+            Adapter::Full(names) => Self::UnfrozenParameters(names),
+        }
+    }
 }
 
 impl From<Words> for Adapter {
     fn from(words: Words) -> Self {
         match words {
             Words::Lora(lora) => Self::Lora(lora),
-            Words::Full => Self::Full,
+            Words::Full => Self::Full(Vec::new()),
+            Words::UnfrozenParameters(mut names) => {
+                if names.is_empty() {
+                    // A list without a name trains nothing; a rule says so.
+                    names.push(String::new());
+                }
+                Self::Full(names)
+            }
             // Its settings stand in the folder, see `resolve`.
             Words::From(folder) => Self::Lora(Lora { from: Some(folder), ..Lora::new(0, 1.0) }),
         }
@@ -59,6 +77,14 @@ impl From<Words> for Adapter {
 }
 
 impl Adapter {
+    /// Whether the weight of the base with this checkpoint key is trained itself.
+    pub fn trains(&self, key: &str) -> bool {
+        match self {
+            Self::Lora(_) => false,
+            Self::Full(names) => names.is_empty() || names.iter().any(|name| names_key(name, key)),
+        }
+    }
+
     /// Whether `from` alone was written.
     pub fn is_unread(&self) -> bool {
         matches!(self, Self::Lora(Lora { from: Some(_), rank: 0, .. }))
@@ -196,6 +222,12 @@ impl Lora {
         }
         doubled
     }
+}
+
+/// Whether `name` is a checkpoint key or its module, or the first or the last parts of one.
+pub(super) fn names_key(name: &str, key: &str) -> bool {
+    let module = key.rsplit_once('.').map_or(key, |(module, _)| module);
+    is_part(key, name) || is_part(module, name)
 }
 
 /// The number of the block that a layer is in: the first number in its path.

@@ -137,7 +137,7 @@ impl Plan {
         let total = base.architecture.parameter_count();
         let frozen = match recipe.adapter {
             Adapter::Lora(_) => total,
-            Adapter::Full => 0,
+            Adapter::Full(_) => total.saturating_sub(trainable),
         };
         // Rows of training that are held out are at most as long as a window.
         let window = recipe.data.sequence_length as u64;

@@ -149,6 +149,9 @@ fn each_rule_refuses_what_it_should() {
         ("adapter.lora.alpha=0", "`adapter.lora.alpha` must be greater than 0"),
         ("adapter.lora.dropout=1", "`adapter.lora.dropout` must be at least 0 and less than 1"),
         ("adapter.lora.targets=[]", "`adapter.lora.targets` is empty"),
+        ("adapter={ unfrozen_parameters: [] }", "`adapter.unfrozen_parameters` has no name"),
+        ("adapter={ unfrozen_parameters: [a, ''] }", "`adapter.unfrozen_parameters` has no name"),
+        ("adapter={ from: '' }", "`adapter.from` is empty"),
         ("adapter.lora.rank_pattern={ q_proj: 0 }", "`adapter.lora.rank_pattern` gives `q_proj` a"),
         ("adapter.lora.alpha_pattern={ q: -1 }", "`adapter.lora.alpha_pattern` gives `q` an alpha"),
         ("adapter.lora.alpha_pattern=3", "`adapter.lora.alpha_pattern` must be a mapping"),
@@ -309,6 +312,8 @@ fn a_written_recipe_reads_back_as_itself() {
     assert_eq!(read_text(&text, &[]).unwrap().recipe, recipe, "{text}");
     for set in [
         "adapter=full",
+        "adapter={ unfrozen_parameters: [layers.1, lm_head] }",
+        "adapter.lora.from=runs/first/adapter",
         "adapter.lora.targets=[q_proj, v_proj]",
         "adapter.lora.rank_pattern={ v_proj: 3, layers.1.q_proj: 2 }",
         "adapter.lora.alpha_pattern={ v_proj: 0.5 }",

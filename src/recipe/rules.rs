@@ -39,8 +39,9 @@ pub(super) fn check(recipe: &Recipe, holes: &[String]) -> Vec<(String, Fault)> {
     check.head(recipe);
     check.quantization(recipe);
     check.added_tokens(&recipe.base.added_tokens);
-    if let Adapter::Lora(lora) = &recipe.adapter {
-        check.lora(lora, recipe.base.quantization);
+    match &recipe.adapter {
+        Adapter::Lora(lora) => check.lora(lora, recipe.base.quantization),
+        Adapter::Full(names) => check.unfrozen(names),
     }
     check.data(recipe);
     check.suites(recipe);
@@ -147,7 +148,7 @@ impl Check<'_> {
             "name a Jinja file, or leave it out",
         );
         self.rule(
-            !recipe.base.from_scratch || matches!(recipe.adapter, Adapter::Full),
+            !recipe.base.from_scratch || recipe.adapter == Adapter::Full(Vec::new()),
             "base.from_scratch",
             "draws new weights, over which an adapter is of no use to anyone",
             "write `adapter: full`, or leave `from_scratch` out",
@@ -157,7 +158,7 @@ impl Check<'_> {
     fn quantization(&mut self, recipe: &Recipe) {
         self.rule(
             recipe.base.quantization == Quantization::None
-                || !matches!(recipe.adapter, Adapter::Full),
+                || !matches!(recipe.adapter, Adapter::Full(_)),
             "base.quantization",
             "is for frozen weights, and `adapter: full` trains every one",
             "write `quantization: none`, or train an adapter: `adapter: { lora: { rank: 16, \
@@ -333,7 +334,7 @@ impl Check<'_> {
             "write one of `at_least_baseline: true`, `at_least: NUMBER` and `at_most: NUMBER`",
         );
         self.rule(
-            !gate.at_least_baseline || !matches!(recipe.adapter, Adapter::Full),
+            !gate.at_least_baseline || !matches!(recipe.adapter, Adapter::Full(_)),
             &format!("{key}.at_least_baseline"),
             "has nothing to compare with: `adapter: full` leaves no base beside the new weights",
             "write `at_least: NUMBER` or `at_most: NUMBER` instead",

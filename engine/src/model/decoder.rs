@@ -98,11 +98,7 @@ impl Decoder {
             if let Some(packed) = weights::load_quantized(checkpoint, name, kind, how)? {
                 return Ok(Weight::Quantized(Box::new(packed.to(device)?)));
             }
-            // Only ever compared with scores in f32; Transformers keeps it so, too.
-            let wide = name.ends_with("e_score_correction_bias");
-            let kind = if wide { Kind::Float } else { kind };
-            let stored = weights::load_as(checkpoint, name, kind)?;
-            Ok(weights::grown(name, stored, shape)?.f_to(device)?.into())
+            Ok(weights::frozen(checkpoint, name, shape, kind)?.f_to(device)?.into())
         })
     }
 

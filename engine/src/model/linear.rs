@@ -160,7 +160,10 @@ impl Linear {
 
     /// Whether something comes after the product.
     fn finishes(&self) -> bool {
-        self.trained_bias.is_some() || self.magnitude().is_some()
+        let bias = self.trained_bias.as_ref().or(self.bias.as_ref());
+        bias.is_some_and(Tensor::requires_grad)
+            || self.magnitude().is_some()
+            || self.trained_bias.is_some()
     }
 
     /// What comes after the product: lengths of rows, and the bias.

@@ -274,7 +274,7 @@ impl Stop {
 /// The model with its trained weights as views into one flat tensor.
 fn prepare(recipe: &Recipe, base: &BaseFolder, device: Device) -> Result<(Decoder, Parameters)> {
     match &recipe.adapter {
-        Adapter::Full => prepare_full(recipe, base, device),
+        Adapter::Full(_) => prepare_full(recipe, base, device),
         Adapter::Lora(lora) => {
             let storage = recipe.base.storage();
             let mut model = match recipe.base.from_scratch {
@@ -300,14 +300,15 @@ fn prepare(recipe: &Recipe, base: &BaseFolder, device: Device) -> Result<(Decode
     }
 }
 
-/// Every weight is trained, in f32, whatever the dtype of the computation.
+/// Weights that are trained are kept in f32, whatever the dtype of the computation.
 fn prepare_full(
     recipe: &Recipe,
     base: &BaseFolder,
     device: Device,
 ) -> Result<(Decoder, Parameters)> {
     let mut initial = Vec::new();
-    for (name, shape) in base.architecture.tensors() {
+    let trained = |(name, _): &(String, Vec<usize>)| recipe.adapter.trains(name);
+    for (name, shape) in base.architecture.tensors().into_iter().filter(trained) {
         let tensor = match base.checkpoint() {
             Some(checkpoint) => {
                 let stored = weights::load_as(checkpoint, &name, Kind::Float)?;
@@ -319,8 +320,15 @@ fn prepare_full(
     }
     let parameters = Parameters::new(initial, device)?;
     let kind = weights::kind(recipe.base.dtype);
-    let model =
-        Decoder::build(&base.architecture, kind, |name, _| Ok(view(&parameters, name)?.into()))?;
+    let model = Decoder::build(&base.architecture, kind, |name, shape| {
+        match (parameters.get(name), base.checkpoint()) {
+            (None, Some(checkpoint)) => {
+                let stored = weights::frozen(checkpoint, name, shape, kind)?;
+                Ok(stored.f_to(device)?.into())
+            }
+            _ => Ok(view(&parameters, name)?.into()),
+        }
+    })?;
     Ok((model, parameters))
 }
 

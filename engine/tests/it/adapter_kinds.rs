@@ -1,12 +1,14 @@
 //! Every kind of adapter against PEFT's numbers (`tests/fixtures/adapters`), and against itself:
 //! wrapped, merged, written and read again, it is the same model.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use heirloom::base::BaseFolder;
 use heirloom::dataset::stream::MicroBatch;
 use heirloom::recipe::{
-    Adamw, Adapter, Bias, Dtype, Lora, Pattern, Quantization, Start, Storage, Targets,
+    ActivationCheckpointing, Adamw, Adapter, Bias, Dtype, Lora, Pattern, Quantization, Start,
+    Storage, Targets,
 };
 use heirloom_engine::adapter::{self, peft, start};
 use heirloom_engine::model::{Decoder, Linear, Weight, weights};
@@ -142,6 +144,69 @@ fn training_goes_on_from_what_peft_wrote() {
         let golden = golden(case);
         let losses = course(&model, &mut parameters, &golden.packed(), 1e-2, 3);
         assert!(furthest(&losses, &golden.numbers("losses")) <= SAME, "{case}: {losses:?}");
+    }
+}
+
+/// Gradients by name of the weights that `adapter` trains, with blocks computed again or not.
+fn gradients_of_full(
+    adapter: &Adapter,
+    checkpointing: ActivationCheckpointing,
+) -> BTreeMap<String, Tensor> {
+    let base = BaseFolder::open(&fixture("families/llama-bias"), false).unwrap();
+    let checkpoint = base.checkpoint().unwrap();
+    let load = |name: &str| weights::load_as(checkpoint, name, Kind::Float).unwrap();
+    let trained = base.architecture.tensors().into_iter().filter(|(name, _)| adapter.trains(name));
+    let initial = trained.map(|(name, _)| (name.clone(), load(&name))).collect();
+    let parameters = Parameters::new(initial, Device::Cpu).unwrap();
+    let mut model = Decoder::build(&base.architecture, Kind::Float, |name, _| {
+        Ok(parameters.get(name).unwrap_or_else(|| load(name)).into())
+    })
+    .unwrap();
+    model.checkpointing = checkpointing;
+    let (_, gradient) = mean_gradient(&model, &parameters, &small());
+    let all = parameters.split(&gradient);
+    all.map(|(name, gradient)| (name.to_owned(), gradient.copy())).collect()
+}
+
+/// Training some of the weights gives them the gradients that training all of them does, which
+/// equal those of Transformers (`goldens`).
+#[test]
+fn weights_that_are_trained_by_name_have_the_gradients_of_full_training() {
+    let none = ActivationCheckpointing::None;
+    let all = gradients_of_full(&Adapter::Full(Vec::new()), none);
+    for (names, count) in [
+        (vec!["model.layers.1.mlp"], 6),
+        (vec!["q_proj.bias", "down_proj.bias"], 4),
+        (vec!["norm"], 1),
+        (vec!["input_layernorm", "layers.1.self_attn.o_proj"], 4),
+        (vec!["embed_tokens"], 1),
+    ] {
+        let adapter = Adapter::Full(names.iter().map(|name| (*name).to_owned()).collect());
+        for checkpointing in
+            [none, ActivationCheckpointing::Selective, ActivationCheckpointing::Block]
+        {
+            let found = gradients_of_full(&adapter, checkpointing);
+            assert_eq!(found.len(), count, "{names:?}: {:?}", found.keys());
+            for (name, gradient) in &found {
+                let apart = difference(gradient, &all[name]);
+                assert!(apart <= 1e-5, "{names:?} {checkpointing:?} {name}: {apart:e}");
+            }
+        }
+    }
+}
+
+/// Blocks without anything trained, magnitudes and biases, computed again: the same bits.
+#[test]
+fn blocks_that_are_computed_again_give_every_kind_the_same_gradient() {
+    for (case, base) in CASES {
+        let (mut model, parameters) = adapted(case, base);
+        let batch = golden(case).packed();
+        let (_, once) = mean_gradient(&model, &parameters, &batch);
+        for checkpointing in [ActivationCheckpointing::Selective, ActivationCheckpointing::Block] {
+            model.checkpointing = checkpointing;
+            let (_, again) = mean_gradient(&model, &parameters, &batch);
+            assert_eq!(again, once, "{case} {checkpointing:?}");
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use heirloom::base::Checkpoint;
 use heirloom::files::sha256_of_file;
 use tempfile::TempDir;
 
@@ -120,4 +121,32 @@ fn an_adapter_of_another_shape_and_a_folder_without_one_are_refused_at_their_lin
         assert!(error.contains(what), "{what}: {error}");
     }
     assert!(!place.run("run").exists());
+}
+
+/// Only what is named moves, and the model is whole.
+#[test]
+fn a_model_trained_by_name_has_the_other_weights_of_its_base() {
+    let place = Place::new();
+    let words = "unfrozen_parameters: [layers.1.mlp.down_proj, layers.0.self_attn.q_proj]";
+    place.train("run", words, &[]).unwrap();
+    let path = place.run("run").join("model/model.safetensors");
+    let whole = sha256_of_file(&path).unwrap();
+    let trained = Checkpoint::open_file(&path).unwrap();
+    let base = Checkpoint::open_file(&root().join("data/seedling/model.safetensors")).unwrap();
+    let names: Vec<&str> = base.names().collect();
+    assert_eq!(names, trained.names().collect::<Vec<_>>());
+    let bytes = |checkpoint: &Checkpoint, name: &str| checkpoint.get(name).unwrap().bytes.to_vec();
+    let moved = names.into_iter().filter(|name| bytes(&base, name) != bytes(&trained, name));
+    let moved: Vec<&str> = moved.collect();
+    let expected = ["layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"];
+    assert_eq!(moved, expected.map(|name| format!("model.{name}.weight")));
+
+    for folder in ["model", "checkpoints/step-000004"] {
+        fs_err::remove_dir_all(place.run("run").join(folder)).unwrap();
+    }
+    fs_err::remove_file(place.run("run").join("summary.json")).unwrap();
+    place.train("run", words, &["--resume"]).unwrap();
+    assert_eq!(sha256_of_file(&path).unwrap(), whole);
+    let error = place.train("other", "unfrozen_parameters: [layer.1]", &[]).unwrap_err();
+    assert!(error.contains("small.yaml:4:") && error.contains("no weight of the base"), "{error}");
 }

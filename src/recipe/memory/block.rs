@@ -116,7 +116,7 @@ impl Pass<'_> {
     fn rank(&self) -> f64 {
         match &self.recipe.adapter {
             Adapter::Lora(lora) => lora.largest_rank().into(),
-            Adapter::Full => 0.0,
+            Adapter::Full(_) => 0.0,
         }
     }
 
@@ -129,8 +129,10 @@ impl Pass<'_> {
         let narrow = self.width < F32;
         match &self.recipe.adapter {
             // The weight in the dtype of the rows.
-            Adapter::Full if narrow => area(linear) * self.width,
-            Adapter::Full => 0.0,
+            adapter @ Adapter::Full(_) if narrow && adapter.trains(&key(linear)) => {
+                area(linear) * self.width
+            }
+            Adapter::Full(_) => 0.0,
             Adapter::Lora(lora) if lora.chooses(&linear.name) => self.wrapped(lora, linear),
             Adapter::Lora(_) => 0.0,
         }
@@ -157,7 +159,8 @@ impl Pass<'_> {
     /// The gradient of what is trained of a layer, f32.
     fn gradient(&self, linear: &Linear) -> f64 {
         F32 * match &self.recipe.adapter {
-            Adapter::Full => area(linear),
+            adapter @ Adapter::Full(_) if adapter.trains(&key(linear)) => area(linear),
+            Adapter::Full(_) => 0.0,
             Adapter::Lora(lora) if lora.chooses(&linear.name) => {
                 let rank = f64::from(lora.rank_of(&linear.name));
                 rank * (linear.in_features + linear.out_features) as f64
@@ -319,4 +322,9 @@ fn widths(layer: &Layer) -> Widths {
             inner,
         },
     }
+}
+
+/// The checkpoint key of a layer's weight.
+fn key(linear: &Linear) -> String {
+    format!("{}.weight", linear.name)
 }

@@ -6,8 +6,11 @@ use super::Looking;
 use crate::base::{Architecture, BaseFolder, Checkpoint, ExpertWeights, FeedForward, Linear};
 use crate::dataset::vocabulary::Vocabulary;
 use crate::peft;
-use crate::recipe::adapter::{Adapter, Bias, FEED_FORWARD_AS_PARAMETERS, Lora, Start, Targets};
+use crate::recipe::adapter::{
+    Adapter, Bias, FEED_FORWARD_AS_PARAMETERS, Lora, Start, Targets, names_key,
+};
 use crate::recipe::is_tail;
+use crate::recipe::problem::most_alike;
 
 impl Looking<'_> {
     /// How many weights are trained.
@@ -16,8 +19,9 @@ impl Looking<'_> {
         base: &BaseFolder,
         vocabulary: Option<&Vocabulary>,
     ) -> Option<u64> {
-        let Adapter::Lora(lora) = &self.literal.recipe.adapter else {
-            return Some(base.architecture.parameter_count());
+        let lora = match &self.literal.recipe.adapter {
+            Adapter::Lora(lora) => lora,
+            Adapter::Full(names) => return Some(self.unfrozen(names, &base.architecture)),
         };
         let layers = base.architecture.linear_layers();
         self.going_on(lora, &layers);
@@ -43,6 +47,28 @@ impl Looking<'_> {
         };
         let layers = layers.iter().map(of_layer).fold(0, u64::saturating_add);
         Some(layers.saturating_add(self.trained_rows(base, lora, vocabulary?)?))
+    }
+
+    /// How many weights of the base itself are trained.
+    fn unfrozen(&mut self, names: &[String], architecture: &Architecture) -> u64 {
+        let tensors = architecture.tensors();
+        for (index, name) in names.iter().enumerate() {
+            if !tensors.iter().any(|(key, _)| names_key(name, key)) {
+                let parts = tensors.iter().flat_map(|(key, _)| key.split('.'));
+                let hint = match most_alike(name, parts) {
+                    Some(alike) => format!("did you mean `{alike}`?"),
+                    None => "write a key of the checkpoint, or its first or last parts".to_owned(),
+                };
+                let what = format!("names `{name}`, which is no weight of the base");
+                self.rule(&format!("adapter.unfrozen_parameters[{index}]"), what, hint);
+            }
+        }
+        let adapter = &self.literal.recipe.adapter;
+        let trained = tensors.iter().filter(|(key, _)| adapter.trains(key));
+        let count = |(_, shape): &(String, Vec<usize>)| {
+            shape.iter().fold(1, |count: u64, size| count.saturating_mul(*size as u64))
+        };
+        trained.map(count).fold(0, u64::saturating_add)
     }
 
     /// What is gone on from has the pairs that are trained.

@@ -40,6 +40,16 @@ impl Check<'_> {
         self.trained_rows(lora);
     }
 
+    /// A blank name would be one of everything, or of nothing.
+    pub(super) fn unfrozen(&mut self, names: &[String]) {
+        self.rule(
+            names.iter().all(|name| !name.trim().is_empty()),
+            "adapter.unfrozen_parameters",
+            "has no name, or a blank one",
+            "name weights, such as `[layers.11, lm_head]`, or write `adapter: full`",
+        );
+    }
+
     /// An adapter that is gone on from has started.
     fn going_on(&mut self, lora: &Lora) {
         let Some(folder) = &lora.from else { return };
