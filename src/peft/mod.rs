@@ -38,7 +38,7 @@ pub enum PeftError {
         source: io::Error,
     },
     /// The file is not one of settings.
-    #[error("`{}` does not hold the settings of an adapter", path.display())]
+    #[error("`{}` is not valid", path.display())]
     Json {
         /// The file.
         path: PathBuf,
