@@ -21,6 +21,7 @@ pub mod generation;
 pub mod hub;
 pub mod job;
 mod json;
+pub mod peft;
 pub mod provenance;
 pub mod recipe;
 pub mod run;

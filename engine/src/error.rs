@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use heirloom::base::{BaseError, Mismatch};
 use heirloom::diagnose::{Blame, Diagnose};
+use heirloom::peft::PeftError;
 use heirloom::recipe::UnknownToken;
 use tch::TchError;
 
-use crate::adapter::peft_settings;
 use crate::ops::CudaError;
 
 /// What can go wrong while computing.
@@ -43,16 +43,9 @@ pub enum EngineError {
         /// Why.
         source: safetensors::SafeTensorError,
     },
-    /// An adapter folder asks for something that would change the computation.
-    #[error("`{}` has `{key}` = `{value}`, which is not supported", path.display())]
-    AdapterSetting {
-        /// `adapter_config.json`.
-        path: PathBuf,
-        /// The key.
-        key: String,
-        /// Its value.
-        value: String,
-    },
+    /// The settings of an adapter are not those of one that can be used.
+    #[error(transparent)]
+    Peft(#[from] PeftError),
     /// The tensors of an adapter or a checkpoint are not those that belong there.
     #[error("`{}` does not fit: {}", path.display(), problems.iter().map(Mismatch::to_string).collect::<Vec<_>>().join(", "))]
     Tensors {
@@ -218,6 +211,7 @@ impl From<UnknownToken> for EngineError {
 impl Diagnose for EngineError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
+            Self::Peft(error) => return error.hint(),
             Self::Base(error) => return error.hint(),
             Self::Io(error) => return error.hint(),
             Self::Cuda(error) => return error.hint(),
@@ -229,7 +223,6 @@ impl Diagnose for EngineError {
                 "the file is damaged or belongs to another model: copy it again"
             }
             Self::WriteSafetensors { .. } => "check the free space and the rights of the folder",
-            Self::AdapterSetting { key, value, .. } => peft_settings::remedy(key, value),
             Self::NoSuchToken { .. } => "use the base that the tokens belong to",
             Self::UnknownToken(_) => "check the recipe again with `heirloom check`",
             Self::Diverged { .. } => "lower `train.optimizer.adamw.lr` or lengthen the warm-up",

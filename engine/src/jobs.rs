@@ -17,7 +17,6 @@ use heirloom::job::{Job, Target};
 use tch::Device;
 
 use crate::adapter::peft;
-use crate::error::EngineError;
 use crate::model::Decoder;
 
 /// Does one job.
@@ -50,10 +49,7 @@ fn model(target: &Target, rows: usize, device: Device) -> Result<Decoder, Failur
     let mut model = Decoder::open_as(&base, &target.storage, device)?;
     if let Some(folder) = &target.adapter {
         peft::attach(&mut model, folder)?;
-        for low_rank in model.linears_mut()?.filter_map(|linear| linear.low_rank.as_mut()) {
-            low_rank.a = low_rank.a.f_to(device).map_err(EngineError::from)?;
-            low_rank.b = low_rank.b.f_to(device).map_err(EngineError::from)?;
-        }
+        model.settle(device)?;
     }
     Ok(model)
 }

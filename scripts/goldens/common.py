@@ -65,15 +65,15 @@ def peft_keys(model, prefix, pick):
     return result
 
 
-def save_adapter(model, folder, base):
+def save_adapter(model, folder, base, **how):
     # A path of this machine must not reach the repository.
     model.peft_config["default"].base_model_name_or_path = base
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **how)
     (folder / "README.md").unlink()
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
     # PEFT keeps the targets in sets, whose order differs from run to run.
-    for key in ["target_modules", "target_parameters"]:
+    for key in ["target_modules", "target_parameters", "exclude_modules"]:
         config[key] = config[key] and sorted(config[key])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 

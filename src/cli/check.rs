@@ -246,8 +246,12 @@ fn describe(plan: &Plan) -> String {
     lines.push(line(
         "adapter",
         &match &recipe.adapter {
-            Adapter::Lora(lora) => format!("LoRA, rank {}, alpha {}", lora.rank, lora.alpha),
-            Adapter::Full => "none: every weight is trained".to_owned(),
+            Adapter::Lora(lora) => {
+                let kind = if lora.use_dora { "DoRA" } else { "LoRA" };
+                format!("{kind}, rank {}, alpha {}", lora.rank, lora.alpha)
+            }
+            Adapter::Full(names) if names.is_empty() => "none: every weight is trained".to_owned(),
+            Adapter::Full(names) => format!("none: weights of {} are trained", names.join(", ")),
         },
     ));
     if let Some(template) = &recipe.base.chat_template {

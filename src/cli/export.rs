@@ -48,7 +48,7 @@ impl Diagnose for ExportError {
 
 pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus, Failure> {
     let run = target::finished(&arguments.run, printer)?;
-    if arguments.to == ExportKind::Adapter && run.recipe.adapter == Adapter::Full {
+    if arguments.to == ExportKind::Adapter && matches!(run.recipe.adapter, Adapter::Full(_)) {
         return Err(ExportError::NoAdapter { path: arguments.run.clone() }.into());
     }
     if !arguments.force && arguments.output.exists() {

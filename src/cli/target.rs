@@ -89,7 +89,7 @@ impl Resolved {
             Self::Adapter { base, adapter } => (base.clone(), Some(adapter.clone())),
             Self::Run(run) => match run.recipe.adapter {
                 Adapter::Lora(_) => (run.base.clone(), Some(run.folder.adapter())),
-                Adapter::Full => (run.folder.model(), None),
+                Adapter::Full(_) => (run.folder.model(), None),
             },
         };
         Target { base, adapter, storage }

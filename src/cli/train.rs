@@ -189,7 +189,7 @@ fn check_place(run: &RunFolder, resume: bool) -> Result<(), Failure> {
     let begun = target::open(&path)?;
     let kind = match begun.recipe.adapter {
         Adapter::Lora(_) => "adapter",
-        Adapter::Full => "merged",
+        Adapter::Full(_) => "merged",
     };
     match (begun.is_finished(), resume) {
         (true, _) => Err(TrainError::Finished { run: path, kind }.into()),

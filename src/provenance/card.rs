@@ -145,7 +145,10 @@ impl Card<'_> {
             (Adapter::Lora(_), ExportKind::Merged, _) => {
                 format!("{base}, adapted with LoRA and merged into whole weights")
             }
-            (Adapter::Full, _, _) => format!("{base}, trained further in all its weights"),
+            (Adapter::Full(names), _, _) if names.is_empty() => {
+                format!("{base}, trained further in all its weights")
+            }
+            (Adapter::Full(_), _, _) => format!("{base}, trained further in some of its weights"),
         };
         let Training { steps, tokens, seconds, peak_memory_bytes, .. } = self.training;
         let mut text = format!("# {}\n\n{what}.\n", markdown(&self.recipe.name));

@@ -9,6 +9,7 @@
 //! Two stages, as in ripgrep's arguments: the literal [`Recipe`] does no input and output
 //! and knows only what the file says; `plan::Plan` has looked at every input.
 
+mod adapter;
 mod data;
 mod decode;
 pub mod lock;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use adapter::{Adapter, Bias, FEED_FORWARD_AS_PARAMETERS, Lora, Pattern, Start, Targets};
 pub use data::{
     Consent, DEFAULT_MAX_HOURS, DEFAULT_MAX_NEW_TOKENS, DEFAULT_PROCESSING, Data, EndOfTurn,
     Format, OnWithdrawal, Overlong, PUBLISHING, Packing, Source, StoppingStrategy, Suite, SurveyOf,
@@ -151,48 +153,6 @@ pub enum Quantization {
     Int8,
     /// Eight bits, E4M3, with a scale for each row; blocks where the checkpoint has them.
     Fp8,
-}
-
-/// What is trained.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Adapter {
-    /// Low-rank adaptation (arXiv 2106.09685) of linear layers; the base stays frozen.
-    Lora(Lora),
-    /// Every weight of the base.
-    Full,
-}
-
-/// Settings of LoRA, in PEFT's words.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Lora {
-    /// `r`: the rank of the update.
-    pub rank: u32,
-    /// `lora_alpha`: the update is scaled by `alpha / rank`.
-    pub alpha: f64,
-    /// `lora_dropout`: probability of dropping an input of the low-rank path.
-    #[serde(default)]
-    pub dropout: f64,
-    /// `target_modules`.
-    #[serde(default)]
-    pub targets: Targets,
-    /// `modules_to_save`: modules of which every weight is trained.
-    #[serde(default)]
-    pub modules_to_save: Vec<Module>,
-    /// `trainable_token_indices`: rows that are trained besides those of added tokens.
-    #[serde(default)]
-    pub trainable_token_indices: TokenIndices,
-}
-
-/// Which linear layers get an adapter.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub enum Targets {
-    /// `all-linear`: every linear layer but the output projection.
-    #[default]
-    AllLinear,
-    /// The last parts of module names: `q_proj`, `down_proj`, …
-    Modules(Vec<String>),
 }
 
 /// The course of training.
@@ -403,17 +363,6 @@ pub fn write(recipe: &Recipe) -> Result<String, WriteError> {
     yaml::write(recipe).map_err(WriteError::Yaml)
 }
 
-impl Targets {
-    /// Whether the linear layer `name` gets an adapter, as PEFT's `target_modules` chooses:
-    /// by its full path, or by its last parts.
-    pub fn choose(&self, name: &str) -> bool {
-        match self {
-            Self::AllLinear => true,
-            Self::Modules(modules) => modules.iter().any(|module| is_tail(name, module)),
-        }
-    }
-}
-
 /// Whether `tail` is `path` or the last parts of it.
 fn is_tail(path: &str, tail: &str) -> bool {
     path.strip_suffix(tail).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
@@ -423,38 +372,3 @@ fn is_tail(path: &str, tail: &str) -> bool {
 fn is_part(path: &str, part: &str) -> bool {
     is_tail(path, part) || path.strip_prefix(part).is_some_and(|rest| rest.starts_with('.'))
 }
-
-impl Serialize for Targets {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::AllLinear => serializer.serialize_str(ALL_LINEAR),
-            Self::Modules(names) => names.serialize(serializer),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Targets {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Targets;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(f, "`{ALL_LINEAR}` or a list of module names")
-            }
-            fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<Targets, E> {
-                match word {
-                    ALL_LINEAR => Ok(Targets::AllLinear),
-                    _ => Err(E::invalid_value(serde::de::Unexpected::Str(word), &self)),
-                }
-            }
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, seq: A) -> Result<Targets, A::Error> {
-                let names = Vec::deserialize(serde::de::value::SeqAccessDeserializer::new(seq))?;
-                Ok(Targets::Modules(names))
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-/// PEFT's word for every linear layer but the output projection.
-const ALL_LINEAR: &str = "all-linear";

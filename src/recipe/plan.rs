@@ -3,6 +3,7 @@
 //! Reads the base folder, the tokenizer and every row, and computes no tensor. Every problem
 //! of every input is collected and placed at the key that names the input.
 
+mod adapter;
 mod again;
 mod begin;
 mod words;
@@ -19,7 +20,7 @@ use super::memory::limit::Limit;
 use super::memory::{self, Memory, MemoryError};
 use super::problem::{Fault, Problem, RecipeError, listed, most_alike};
 use super::read::Pinned;
-use super::{Adapter, Data, Literal, Module, Recipe, Targets, is_part, is_tail};
+use super::{Adapter, Data, Literal, Module, Recipe, is_part};
 use crate::base::{Architecture, BaseFolder, Linear};
 use crate::dataset::batch::RowFile;
 use crate::dataset::chat::ChatEncoder;
@@ -28,7 +29,6 @@ use crate::dataset::error::DatasetError;
 use crate::dataset::gate::Gate;
 use crate::dataset::spec::{Spec, SplitFile, entries};
 use crate::dataset::survey::{Survey, survey};
-use crate::dataset::vocabulary::Vocabulary;
 use crate::diagnose::Failure;
 use crate::hub;
 pub use again::Again;
@@ -137,7 +137,7 @@ impl Plan {
         let total = base.architecture.parameter_count();
         let frozen = match recipe.adapter {
             Adapter::Lora(_) => total,
-            Adapter::Full => 0,
+            Adapter::Full(_) => total.saturating_sub(trainable),
         };
         // Rows of training that are held out are at most as long as a window.
         let window = recipe.data.sequence_length as u64;
@@ -264,21 +264,6 @@ impl Looking<'_> {
         Some(base)
     }
 
-    /// How many weights are trained.
-    fn trainable(&mut self, base: &BaseFolder, vocabulary: Option<&Vocabulary>) -> Option<u64> {
-        let Adapter::Lora(lora) = &self.literal.recipe.adapter else {
-            return Some(base.architecture.parameter_count());
-        };
-        let layers = base.architecture.linear_layers();
-        if let Targets::Modules(names) = &lora.targets {
-            self.layers("adapter.lora.targets", names, &layers, is_tail);
-        }
-        let chosen = layers.iter().filter(|layer| lora.targets.choose(&layer.name));
-        let sizes = chosen.map(|layer| (layer.in_features + layer.out_features) as u64);
-        let low_rank = sizes.sum::<u64>().saturating_mul(lora.rank.into());
-        Some(low_rank.saturating_add(self.trained_rows(base, lora, vocabulary?)?))
-    }
-
     /// Every name at `key` must be that of some layer.
     fn layers(
         &mut self,
@@ -300,7 +285,9 @@ impl Looking<'_> {
                 }
             };
             let what = format!("names `{name}`, which is no linear layer of the base");
-            self.rule(&format!("{key}[{index}]"), what, hint);
+            // Entries of a mapping have no number.
+            let entry = format!("{key}[{index}]");
+            self.rule(if key.ends_with("_pattern") { key } else { &entry }, what, hint);
         }
     }
 

@@ -77,12 +77,18 @@ impl Literal {
     }
 }
 
-/// Reads the recipe at `path`, changed by `sets` (`key=value` each, in order).
+/// Reads the recipe at `path`, changed by `sets` (`key=value` each, in order), with the settings
+/// of an adapter that it goes on from.
 pub fn read(path: &Path, sets: &[String]) -> Result<Literal, RecipeError> {
-    parse(path, &read_text(path)?, sets)
+    let mut literal = parse(path, &read_text(path)?, sets)?;
+    if let Err(error) = literal.recipe.adapter.resolve() {
+        let problem = literal.problem("adapter.from", Fault::Input { cause: error.into() });
+        return Err(RecipeError::Problems { path: path.to_owned(), problems: vec![problem] });
+    }
+    Ok(literal)
 }
 
-/// Like [`read`], from text that came from `path`.
+/// Like [`read`], from text that came from `path`, without a look at what it names.
 pub fn parse(path: &Path, text: &str, sets: &[String]) -> Result<Literal, RecipeError> {
     let fail = |mut faults: Vec<(Place, Fault)>| {
         faults.sort_by(|one, other| one.0.cmp(&other.0));

@@ -149,6 +149,23 @@ fn each_rule_refuses_what_it_should() {
         ("adapter.lora.alpha=0", "`adapter.lora.alpha` must be greater than 0"),
         ("adapter.lora.dropout=1", "`adapter.lora.dropout` must be at least 0 and less than 1"),
         ("adapter.lora.targets=[]", "`adapter.lora.targets` is empty"),
+        ("adapter={ unfrozen_parameters: [] }", "`adapter.unfrozen_parameters` has no name"),
+        ("adapter={ unfrozen_parameters: [a, ''] }", "`adapter.unfrozen_parameters` has no name"),
+        ("adapter={ from: '' }", "`adapter.from` is empty"),
+        ("adapter.lora.rank_pattern={ q_proj: 0 }", "`adapter.lora.rank_pattern` gives `q_proj` a"),
+        ("adapter.lora.alpha_pattern={ q: -1 }", "`adapter.lora.alpha_pattern` gives `q` an alpha"),
+        ("adapter.lora.alpha_pattern=3", "`adapter.lora.alpha_pattern` must be a mapping"),
+        ("adapter.lora.layers_to_transform=[1, 1]", "`adapter.lora.layers_to_transform` names a"),
+        ("adapter.lora.bias=lora-only", "`adapter.lora.bias` cannot be `lora-only` | did you mean"),
+        (
+            "adapter.lora.init_lora_weights=pisa",
+            "`adapter.lora.init_lora_weights` cannot be `pisa`",
+        ),
+        ("adapter.lora.init_lora_weights=loftq", "`adapter.lora.init_lora_weights` starts from wh"),
+        (
+            "adapter.lora.init_lora_weights=pissa_niter_1001",
+            "`adapter.lora.init_lora_weights` is 1001",
+        ),
         ("adapter.lora.targets=all-liner", "`adapter.lora.targets` must be `all-linear` or a list"),
         ("data.purpose=[]", "`data.purpose` is empty"),
         ("data.purpose=[Research]", "`data.purpose[0]` is not a term"),
@@ -293,7 +310,16 @@ fn a_written_recipe_reads_back_as_itself() {
     let recipe = good(&["train.optimizer.adamw.lr=2.0e-4", "name=on"]).unwrap().recipe;
     let text = write(&recipe).unwrap();
     assert_eq!(read_text(&text, &[]).unwrap().recipe, recipe, "{text}");
-    for set in ["adapter=full", "adapter.lora.targets=[q_proj, v_proj]"] {
+    for set in [
+        "adapter=full",
+        "adapter={ unfrozen_parameters: [layers.1, lm_head] }",
+        "adapter.lora.from=runs/first/adapter",
+        "adapter.lora.targets=[q_proj, v_proj]",
+        "adapter.lora.rank_pattern={ v_proj: 3, layers.1.q_proj: 2 }",
+        "adapter.lora.alpha_pattern={ v_proj: 0.5 }",
+        "adapter.lora.init_lora_weights=pissa_niter_4",
+        "adapter.lora.layers_to_transform=[0, 3]",
+    ] {
         let recipe = good(&[set]).unwrap().recipe;
         assert_eq!(read_text(&write(&recipe).unwrap(), &[]).unwrap().recipe, recipe);
     }

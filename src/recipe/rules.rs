@@ -1,13 +1,13 @@
 //! What a recipe must keep to that its types cannot say, and that needs no input to be read.
 
+mod adapter;
 mod data;
 
 use std::collections::BTreeSet;
 
 use super::problem::{Fault, listed, most_alike};
 use super::{
-    ActivationCheckpointing, Adapter, FORMAT, Gate, Lora, Module, Optimizer, Quantization, Recipe,
-    Schedule, Targets,
+    ActivationCheckpointing, Adapter, FORMAT, Gate, Optimizer, Quantization, Recipe, Schedule,
 };
 use crate::diagnose::Diagnose as _;
 use crate::hub::Address;
@@ -17,9 +17,6 @@ const MAX_NAME: usize = 100;
 
 /// Shortest window that can hold a question and an answer.
 const MIN_SEQUENCE_LENGTH: usize = 8;
-
-/// Largest rank that is believed: no linear layer of a real model is wider.
-const MAX_RANK: u64 = 65_536;
 
 /// Most tokens of a window, a forward pass or a step that are believed.
 const MAX_TOKENS: u64 = 1 << 31;
@@ -42,8 +39,9 @@ pub(super) fn check(recipe: &Recipe, holes: &[String]) -> Vec<(String, Fault)> {
     check.head(recipe);
     check.quantization(recipe);
     check.added_tokens(&recipe.base.added_tokens);
-    if let Adapter::Lora(lora) = &recipe.adapter {
-        check.lora(lora);
+    match &recipe.adapter {
+        Adapter::Lora(lora) => check.lora(lora, recipe.base.quantization),
+        Adapter::Full(names) => check.unfrozen(names),
     }
     check.data(recipe);
     check.suites(recipe);
@@ -150,7 +148,7 @@ impl Check<'_> {
             "name a Jinja file, or leave it out",
         );
         self.rule(
-            !recipe.base.from_scratch || matches!(recipe.adapter, Adapter::Full),
+            !recipe.base.from_scratch || recipe.adapter == Adapter::Full(Vec::new()),
             "base.from_scratch",
             "draws new weights, over which an adapter is of no use to anyone",
             "write `adapter: full`, or leave `from_scratch` out",
@@ -160,7 +158,7 @@ impl Check<'_> {
     fn quantization(&mut self, recipe: &Recipe) {
         self.rule(
             recipe.base.quantization == Quantization::None
-                || !matches!(recipe.adapter, Adapter::Full),
+                || !matches!(recipe.adapter, Adapter::Full(_)),
             "base.quantization",
             "is for frozen weights, and `adapter: full` trains every one",
             "write `quantization: none`, or train an adapter: `adapter: { lora: { rank: 16, \
@@ -172,58 +170,6 @@ impl Check<'_> {
                 &format!("base.unquantized[{index}]"),
                 "is blank",
                 "name a layer, such as `down_proj`, or leave it out",
-            );
-        }
-    }
-
-    fn lora(&mut self, lora: &Lora) {
-        self.at_least_one(u64::from(lora.rank), "adapter.lora.rank");
-        self.at_most(u64::from(lora.rank), MAX_RANK, "adapter.lora.rank");
-        self.positive(lora.alpha, "adapter.lora.alpha", "32");
-        self.rule(
-            (0.0..1.0).contains(&lora.dropout),
-            "adapter.lora.dropout",
-            "must be at least 0 and less than 1",
-            "write, for example, 0.05, or leave it out",
-        );
-        if let Targets::Modules(names) = &lora.targets {
-            self.rule(
-                !names.is_empty(),
-                "adapter.lora.targets",
-                "is empty",
-                "write `all-linear` or names such as `[q_proj, v_proj]`",
-            );
-        }
-        self.trained_rows(lora);
-    }
-
-    /// A module is trained whole or in some of its rows, and each row once.
-    fn trained_rows(&mut self, lora: &Lora) {
-        let mut modules = BTreeSet::new();
-        for (index, module) in lora.modules_to_save.iter().enumerate() {
-            let key = format!("adapter.lora.modules_to_save[{index}]");
-            let name = module.name();
-            self.rule(
-                modules.insert(*module),
-                &key,
-                format!("is `{name}`, like another before it"),
-                "keep one of the two",
-            );
-            self.rule(
-                lora.trainable_token_indices.of(*module).is_empty(),
-                &key,
-                format!("trains all of `{name}`, of which single rows are named too"),
-                "keep it here, or in `trainable_token_indices`",
-            );
-        }
-        for module in Module::ALL {
-            let rows = lora.trainable_token_indices.of(module);
-            let unique: BTreeSet<_> = rows.iter().collect();
-            self.rule(
-                unique.len() == rows.len(),
-                "adapter.lora.trainable_token_indices",
-                format!("names a token of `{}` twice", module.name()),
-                "name each token once",
             );
         }
     }
@@ -388,7 +334,7 @@ impl Check<'_> {
             "write one of `at_least_baseline: true`, `at_least: NUMBER` and `at_most: NUMBER`",
         );
         self.rule(
-            !gate.at_least_baseline || !matches!(recipe.adapter, Adapter::Full),
+            !gate.at_least_baseline || !matches!(recipe.adapter, Adapter::Full(_)),
             &format!("{key}.at_least_baseline"),
             "has nothing to compare with: `adapter: full` leaves no base beside the new weights",
             "write `at_least: NUMBER` or `at_most: NUMBER` instead",

@@ -1,65 +1,130 @@
 //! The adapter room: wrapping linear layers, trained rows, and PEFT's file format.
 //!
-//! Owns which layers an adapter touches, its initial weights ([`attach`], as PEFT's
-//! `LoraLayer.reset_lora_parameters`), what it trains of embedding and output ([`tokens`]) and
-//! `adapter_config.json` with `adapter_model.safetensors` ([`peft`]). Applying and merging
-//! stand in `model::Linear` and `model::Replacement`.
+//! Owns which tensors an adapter has ([`attach`]), where they start ([`start`]), what it trains
+//! of embedding and output ([`tokens`]) and `adapter_config.json` with
+//! `adapter_model.safetensors` ([`peft`]). Applying and merging stand in `model::Linear` and
+//! `model::Replacement`.
 
 pub mod peft;
-pub(crate) mod peft_settings;
+pub mod start;
 pub mod tokens;
 
 use heirloom::recipe::Lora;
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use crate::error::Result;
-use crate::model::{Decoder, Linear, LowRank};
+use crate::model::{Decoder, Linear, LowRank, Magnitude};
+pub use start::initial;
 
-/// The checkpoint keys of a layer's A and B.
-pub fn keys(linear: &str) -> (String, String) {
-    let prefix = format!("base_model.model.{linear}");
-    (format!("{prefix}.lora_A.weight"), format!("{prefix}.lora_B.weight"))
+/// The checkpoint keys of what an adapter has of one layer.
+struct Keys {
+    a: String,
+    b: String,
+    magnitude: String,
+    bias: String,
 }
 
-/// Wraps every target of `model`; `get` is asked for A (`[r, in]`) and B (`[out, r]`) of
-/// each layer by key and shape, in the order of the layers, then for what is trained of the
-/// embedding and of the output.
+impl Keys {
+    /// Of a layer that has a low-rank update, or of one that has not and trains its bias.
+    fn new(linear: &str, wrapped: bool) -> Self {
+        let prefix = format!("base_model.model.{linear}");
+        let base_layer = if wrapped { ".base_layer" } else { "" };
+        Self {
+            a: format!("{prefix}.lora_A.weight"),
+            b: format!("{prefix}.lora_B.weight"),
+            magnitude: format!("{prefix}.lora_magnitude_vector"),
+            bias: format!("{prefix}{base_layer}.bias"),
+        }
+    }
+}
+
+/// Every tensor of the linear layers with its shape, in the order of [`attach`].
+fn expected(model: &Decoder, lora: &Lora) -> Result<Vec<(String, Vec<i64>)>> {
+    let mut expected = Vec::new();
+    for linear in model.linears() {
+        let (out_features, in_features) = linear.weight.size2()?;
+        let wrapped = lora.chooses(&linear.name);
+        let keys = Keys::new(&linear.name, wrapped);
+        if wrapped {
+            let rank = i64::from(lora.rank_of(&linear.name));
+            expected.push((keys.a, vec![rank, in_features]));
+            expected.push((keys.b, vec![out_features, rank]));
+            if lora.use_dora {
+                expected.push((keys.magnitude, vec![out_features]));
+            }
+        }
+        if linear.bias.is_some() && lora.trains_bias(&linear.name) {
+            expected.push((keys.bias, vec![out_features]));
+        }
+    }
+    Ok(expected)
+}
+
+/// Wraps every target of `model`; `get` is asked for A (`[r, in]`), B (`[out, r]`), the
+/// magnitude and the bias (`[out]`) of each layer that has them by key and shape, in the order
+/// of the layers, then for what is trained of the embedding and of the output.
 pub fn attach(
     model: &mut Decoder,
     lora: &Lora,
-    mut get: impl FnMut(&str, [i64; 2]) -> Result<Tensor>,
+    mut get: impl FnMut(&str, &[i64]) -> Result<Tensor>,
 ) -> Result<()> {
-    let rank = i64::from(lora.rank);
-    for linear in model.linears_mut()?.filter(|linear| lora.targets.choose(&linear.name)) {
+    for linear in model.linears_mut()? {
         let (out_features, in_features) = linear.weight.size2()?;
-        let (key_a, key_b) = keys(&linear.name);
-        linear.low_rank = Some(LowRank {
-            a: get(&key_a, [rank, in_features])?,
-            b: get(&key_b, [out_features, rank])?,
-            scaling: lora.alpha / f64::from(lora.rank),
-            dropout: lora.dropout,
-        });
+        let wrapped = lora.chooses(&linear.name);
+        let keys = Keys::new(&linear.name, wrapped);
+        if wrapped {
+            let rank = i64::from(lora.rank_of(&linear.name));
+            let a = get(&keys.a, &[rank, in_features])?;
+            let b = get(&keys.b, &[out_features, rank])?;
+            let magnitude = match lora.use_dora {
+                true => {
+                    let vector = get(&keys.magnitude, &[out_features])?;
+                    Some(Magnitude::new(vector, &linear.weight)?)
+                }
+                false => None,
+            };
+            let (scaling, dropout) = (lora.scaling_of(&linear.name), lora.dropout);
+            linear.low_rank = Some(LowRank { a, b, start: None, magnitude, scaling, dropout });
+        }
+        if linear.bias.is_some() && lora.trains_bias(&linear.name) {
+            linear.trained_bias = Some(get(&keys.bias, &[out_features])?);
+        }
     }
     tokens::attach(model, lora, get)
 }
 
-/// PEFT's default start: A is Kaiming-uniform with a = √5, which is uniform within
-/// ±1/√in_features; B is zero. Uses libtorch's generator.
-pub fn draw(key: &str, shape: [i64; 2]) -> Result<Tensor> {
-    let mut tensor = Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?;
-    if key.ends_with("lora_A.weight") {
-        let bound = 1.0 / (shape[1] as f64).sqrt();
-        let _ = tensor.f_uniform_(-bound, bound)?;
-    }
-    Ok(tensor)
+/// A model's trained weights by key, in the order of [`attach`].
+pub fn weights(model: &Decoder) -> Vec<(String, Tensor)> {
+    let one = |linear: &Linear| {
+        let low_rank = linear.low_rank.as_ref();
+        let Keys { a, b, magnitude, bias } = Keys::new(&linear.name, low_rank.is_some());
+        let length = low_rank.and_then(|low_rank| low_rank.magnitude.as_ref());
+        let pair = low_rank.into_iter().flat_map(|low_rank| [&low_rank.a, &low_rank.b]);
+        let all = [a, b].into_iter().zip(pair);
+        let all = all.chain(length.map(|length| (magnitude, &length.vector)));
+        let all = all.chain(linear.trained_bias.as_ref().map(|trained| (bias, trained)));
+        all.map(|(key, tensor)| (key, tensor.shallow_clone())).collect::<Vec<_>>()
+    };
+    model.linears().flat_map(one).chain(tokens::weights(model)).collect()
 }
 
-/// A model's adapter weights by key, in the order of [`attach`].
-pub fn weights(model: &Decoder) -> Vec<(String, Tensor)> {
-    let both = |linear: &Linear| {
-        let (key_a, key_b) = keys(&linear.name);
-        let low_rank = linear.low_rank.as_ref()?;
-        Some([(key_a, low_rank.a.shallow_clone()), (key_b, low_rank.b.shallow_clone())])
-    };
-    model.linears().filter_map(both).flatten().chain(tokens::weights(model)).collect()
+/// What is written of a model's adapter: as [`weights`], but with what was taken out of the base
+/// as a part of the update, so that it is one of the base as it is.
+pub fn written(model: &Decoder) -> Result<Vec<(String, Tensor)>> {
+    let mut written = weights(model);
+    for linear in model.linears() {
+        let Some(low_rank) = &linear.low_rank else { continue };
+        if low_rank.start.is_none() {
+            continue;
+        }
+        let (keys, (a, b)) = (Keys::new(&linear.name, true), low_rank.whole()?);
+        for (key, tensor) in &mut written {
+            if *key == keys.a {
+                *tensor = a.shallow_clone();
+            } else if *key == keys.b {
+                *tensor = b.shallow_clone();
+            }
+        }
+    }
+    Ok(written)
 }

@@ -89,13 +89,13 @@ pub fn initial(model: &Decoder, lora: &Lora) -> Result<Vec<(String, Tensor)>> {
 pub(super) fn attach(
     model: &mut Decoder,
     lora: &Lora,
-    mut get: impl FnMut(&str, [i64; 2]) -> Result<Tensor>,
+    mut get: impl FnMut(&str, &[i64]) -> Result<Tensor>,
 ) -> Result<()> {
     let tied = model.architecture.tie_word_embeddings;
     for part in Part::of(lora, tied) {
         let (table_rows, _) = model.table(part.module).size2()?;
         let device = model.table(part.module).device();
-        let values = get(&part.key(), part.shape(model)?)?.f_to(device)?;
+        let values = get(&part.key(), &part.shape(model)?)?.f_to(device)?;
         let replacement = match &part.rows {
             None => Replacement::Whole(values),
             Some(ids) => {

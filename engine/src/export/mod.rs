@@ -16,7 +16,7 @@ use tch::{Kind, Tensor};
 
 use crate::adapter::{peft, tokens};
 use crate::error::{EngineError, Result};
-use crate::model::{Decoder, weights};
+use crate::model::{Decoder, Linear, weights};
 
 const CONFIG: &str = "config.json";
 
@@ -50,6 +50,11 @@ pub fn merged(run: &RunFolder, base: &mut BaseFolder, folder: &Path) -> Result<(
     let mut merged = Vec::new();
     for (name, shape) in names {
         let linear = model.linears().find(|linear| name == format!("{}.weight", linear.name));
+        let bias = model.linears().find(|linear| name == format!("{}.bias", linear.name));
+        if let Some(bias) = bias.map(Linear::merged_bias).transpose()?.flatten() {
+            merged.push((name, weights::Lazy::ready(bias)));
+            continue;
+        }
         let tensor = match (linear, name.as_str()) {
             (Some(linear), _) => {
                 let (rows, columns) = linear.weight.size2()?;

@@ -37,8 +37,8 @@ pub(super) fn export(job: &Export, printer: Printer) -> Result<(), Failure> {
     match (&recipe.adapter, job.to) {
         (Adapter::Lora(_), ExportKind::Adapter) => export::adapter(&run, folder.path())?,
         (Adapter::Lora(_), ExportKind::Merged) => export::merged(&run, &mut base, folder.path())?,
-        (Adapter::Full, ExportKind::Merged) => export::full(&run, folder.path())?,
-        (Adapter::Full, ExportKind::Adapter) => {
+        (Adapter::Full(_), ExportKind::Merged) => export::full(&run, folder.path())?,
+        (Adapter::Full(_), ExportKind::Adapter) => {
             return Err(EngineError::NoAdapter { run: job.run.clone() }.into());
         }
     }

@@ -93,6 +93,7 @@ pub(super) fn train(folder: &Path, device: Device, printer: Printer) -> Result<(
     printer.warn_of(registry::enter_trained(&run));
     // Training is safe: from here on Ctrl-C simply ends the program.
     stop.end_at_once();
+    trainer.model.settle(device)?;
 
     let (mut reports, spec) = (Vec::new(), judged_now()?);
     for name in &recipe.eval.suites {
@@ -185,14 +186,27 @@ fn keep(
             }
             folder.finish(true)?;
         }
-        Adapter::Full => {
+        Adapter::Full(_) => {
             let folder = FolderInProgress::beside(&run.model())?;
             let kind = weights::kind(base.architecture.dtype);
             let flat = trainer.parameters.flat.detach();
-            let tensors = trainer.parameters.split(&flat);
-            let tensors =
-                tensors.map(|(name, tensor)| (name.to_owned(), Lazy::ready(tensor.to_kind(kind))));
-            weights::save(&folder.path().join("model.safetensors"), tensors.collect())?;
+            let trained = trainer.parameters.split(&flat);
+            let trained =
+                trained.map(|(name, tensor)| (name.to_owned(), Lazy::ready(tensor.to_kind(kind))));
+            let mut tensors: Vec<_> = trained.collect();
+            let stays = |(name, _): &(String, Vec<usize>)| !recipe.adapter.trains(name);
+            let frozen = base.architecture.tensors().into_iter().filter(stays);
+            for (name, shape) in frozen {
+                let Some(checkpoint) = base.checkpoint() else { continue };
+                let sizes: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
+                let key = name.clone();
+                let load = move || {
+                    let stored = weights::load_as(checkpoint, &key, kind)?;
+                    weights::grown(&key, stored, &shape)
+                };
+                tensors.push((name, Lazy::new(&sizes, kind, load)));
+            }
+            weights::save(&folder.path().join("model.safetensors"), tensors)?;
             match words {
                 Some(files) => vocabulary::write(files, folder.path())?,
                 None => export::companions(base.folder(), folder.path())?,

@@ -10,6 +10,7 @@ use tch::Tensor;
 
 use super::attention::Attention;
 use super::feed_forward::FeedForward;
+use super::linear::Linear;
 use super::parts::{Norm, Rows, Tensors};
 use crate::error::Result;
 use crate::ops::Layout;
@@ -89,18 +90,17 @@ impl Block {
 
     /// Whether something is dropped while training.
     pub(super) fn drops(&self) -> bool {
-        let low_rank = self.low_rank().any(|low_rank| low_rank.dropout > 0.0);
-        low_rank || self.residual_dropout > 0.0 || self.attention.drops()
+        let drops = |linear: &Linear| linear.low_rank.as_ref().is_some_and(|it| it.dropout > 0.0);
+        self.linears().any(drops) || self.residual_dropout > 0.0 || self.attention.drops()
     }
 
-    fn low_rank(&self) -> impl Iterator<Item = &super::LowRank> {
-        let linears = self.attention.linears().into_iter().chain(self.feed_forward.linears());
-        linears.filter_map(|linear| linear.low_rank.as_ref())
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.attention.linears().into_iter().chain(self.feed_forward.linears())
     }
 
     /// The leaves of the graph that this block makes.
     fn leaves(&self) -> Vec<Tensor> {
-        let adapters = self.low_rank().flat_map(|low_rank| [&low_rank.a, &low_rank.b]);
+        let adapters = self.linears().flat_map(Linear::trained_leaves);
         let all = self.trained.iter().chain(adapters);
         all.filter(|leaf| leaf.requires_grad()).map(Tensor::shallow_clone).collect()
     }

@@ -98,11 +98,7 @@ impl Decoder {
             if let Some(packed) = weights::load_quantized(checkpoint, name, kind, how)? {
                 return Ok(Weight::Quantized(Box::new(packed.to(device)?)));
             }
-            // Only ever compared with scores in f32; Transformers keeps it so, too.
-            let wide = name.ends_with("e_score_correction_bias");
-            let kind = if wide { Kind::Float } else { kind };
-            let stored = weights::load_as(checkpoint, name, kind)?;
-            Ok(weights::grown(name, stored, shape)?.f_to(device)?.into())
+            Ok(weights::frozen(checkpoint, name, shape, kind)?.f_to(device)?.into())
         })
     }
 
@@ -164,14 +160,21 @@ impl Decoder {
     /// Runs `use_base` with every adapter taken off, then puts them back: the base model and
     /// the adapted one are one model in memory.
     pub fn without_adapter<T>(&mut self, use_base: impl FnOnce(&Self) -> T) -> Result<T> {
-        let taken: Vec<_> = self.linears_mut()?.map(|linear| linear.low_rank.take()).collect();
+        let taken = self.linears_mut()?.map(|it| (it.low_rank.take(), it.trained_bias.take()));
+        let taken: Vec<_> = taken.collect();
         let replaced = std::mem::take(&mut self.replaced);
         let result = use_base(self);
         self.replaced = replaced;
-        for (linear, low_rank) in self.linears_mut()?.zip(taken) {
-            linear.low_rank = low_rank;
+        for (linear, (low_rank, trained_bias)) in self.linears_mut()?.zip(taken) {
+            (linear.low_rank, linear.trained_bias) = (low_rank, trained_bias);
         }
         Ok(result)
+    }
+
+    /// Moves the adapters of linear layers to a device, and computes once what depends on them
+    /// alone: they change no more.
+    pub fn settle(&mut self, device: Device) -> Result<()> {
+        self.linears_mut()?.try_for_each(|linear| linear.settle(device))
     }
 
     /// Final hidden states of token ids `[n]` (i64) that lie as `layout` says:

@@ -1,7 +1,13 @@
-//! A linear layer and its low-rank update.
+//! A linear layer and what an adapter makes of it.
+//!
+//! Owns applying an update and merging it, side by side. Which layers have one, and where it
+//! starts, is the adapter's; the products are `ops::linear`'s.
+//!
+//! Reference: PEFT 0.21's `lora.Linear` and `DoraLinearLayer`.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use super::magnitude::Magnitude;
 use super::parts::Rows;
 use super::weight::Weight;
 use crate::error::{EngineError, Result};
@@ -18,6 +24,8 @@ pub struct Linear {
     pub weight: Weight,
     /// `[out_features]`, if there is one.
     pub bias: Option<Tensor>,
+    /// What the adapter puts in the place of `bias`.
+    pub trained_bias: Option<Tensor>,
     /// The adapter, if this layer has one.
     pub low_rank: Option<LowRank>,
 }
@@ -29,10 +37,58 @@ pub struct LowRank {
     pub a: Tensor,
     /// `lora_B.weight`, `[out_features, r]`.
     pub b: Tensor,
-    /// `lora_alpha / r`.
+    /// What A and B started from, where that is taken out of the base: the layer computes with
+    /// `W + scaling · (B A − B₀ A₀)`, and the weight stays what it is.
+    pub start: Option<(Tensor, Tensor)>,
+    /// The lengths of the rows, where they are trained by themselves.
+    pub magnitude: Option<Magnitude>,
+    /// `lora_alpha / r`, or as `use_rslora` has it.
     pub scaling: f64,
     /// Probability of dropping an input, while training.
     pub dropout: f64,
+}
+
+impl LowRank {
+    /// A and B of the whole update, that of the start taken out.
+    pub fn whole(&self) -> Result<(Tensor, Tensor)> {
+        match &self.start {
+            None => Ok((self.a.shallow_clone(), self.b.shallow_clone())),
+            Some((a, b)) => {
+                Ok((Tensor::f_cat(&[&self.a, a], 0)?, Tensor::f_cat(&[&self.b, &b.f_neg()?], 1)?))
+            }
+        }
+    }
+
+    /// Keeps A and B as they are now as what is taken out of the base.
+    pub fn keep_start(&mut self) -> Result<()> {
+        let copy = |tensor: &Tensor| -> Result<Tensor> {
+            let mut copy = tensor.f_detach()?.f_empty_like()?;
+            copy.f_copy_(&tensor.f_detach()?)?;
+            Ok(copy)
+        };
+        self.start = Some((copy(&self.a)?, copy(&self.b)?));
+        Ok(())
+    }
+
+    /// The update as a matrix, in f32.
+    fn delta(&self) -> Result<Tensor> {
+        let (a, b) = self.whole()?;
+        let product = b.f_to_kind(Kind::Float)?.f_matmul(&a.f_to_kind(Kind::Float)?)?;
+        Ok(product.f_mul_scalar(self.scaling)?)
+    }
+
+    /// As a part of a product.
+    fn part((a, b): (Tensor, Tensor), scaling: f64, dropout: f64) -> ops::linear::LowRank {
+        ops::linear::LowRank { a, b, scaling, dropout }
+    }
+
+    /// What is subtracted of the base on inputs that nothing is dropped of.
+    fn taken_out(&self) -> Result<Option<ops::linear::LowRank>> {
+        let negative = |(a, b): &(Tensor, Tensor)| -> Result<_> {
+            Ok(Self::part((a.shallow_clone(), b.f_neg()?), self.scaling, 0.0))
+        };
+        self.start.as_ref().map(negative).transpose()
+    }
 }
 
 impl Linear {
@@ -55,10 +111,15 @@ impl Linear {
     ) -> Result<[Tensor; N]> {
         let outputs = if layers.iter().any(|layer| layer.weight.is_trained()) {
             layers.iter().map(|layer| layer.trained(rows)).collect::<Result<Vec<_>>>()?
+        } else if train && layers.iter().any(|layer| layer.drops_apart()) {
+            layers.iter().map(|layer| layer.apart(&rows.x)).collect::<Result<Vec<_>>>()?
         } else {
-            let layers = layers.iter().map(|layer| layer.frozen(rows.x.kind(), train));
-            let layers = layers.collect::<Result<_>>()?;
-            ops::linear::linears_over(&rows.x, rows.for_backward(), layers)?
+            let kind = rows.x.kind();
+            let parts = layers.iter().map(|layer| layer.frozen(kind, train));
+            let parts = parts.collect::<Result<_>>()?;
+            let outputs = ops::linear::linears_over(&rows.x, rows.for_backward(), parts)?;
+            let finished = layers.iter().zip(outputs).map(|(layer, y)| layer.finish(y));
+            finished.collect::<Result<Vec<_>>>()?
         };
         outputs.try_into().map_err(|_| wrong_number())
     }
@@ -76,27 +137,147 @@ impl Linear {
     }
 
     fn frozen(&self, kind: Kind, train: bool) -> Result<Layer> {
-        let low_rank = self.low_rank.as_ref().map(|low_rank| ops::linear::LowRank {
-            a: low_rank.a.shallow_clone(),
-            b: low_rank.b.shallow_clone(),
-            scaling: low_rank.scaling,
-            dropout: if train { low_rank.dropout } else { 0.0 },
-        });
-        let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(kind)).transpose()?;
-        let product = self.weight.product(kind);
-        Ok(Layer { weight: self.weight.matrix(kind), product, bias, low_rank })
+        let part = |low_rank: &LowRank| -> Result<_> {
+            let dropout = if train { low_rank.dropout } else { 0.0 };
+            Ok(LowRank::part(low_rank.whole()?, low_rank.scaling, dropout))
+        };
+        let low_rank = self.low_rank.as_ref().map(part).transpose()?;
+        // What comes after the product is added there.
+        let bias = if self.finishes() { None } else { self.bias.as_ref() };
+        let bias = bias.map(|bias| bias.f_to_kind(kind)).transpose()?;
+        Ok(Layer { low_rank, ..self.base(kind, bias) })
     }
 
-    /// The weight with the update merged in: `W + scaling · B A`, computed in f32 and cast
-    /// to the dtype of `W`. The counterpart of [`Linear::forward`].
+    /// The weight alone.
+    fn base(&self, kind: Kind, bias: Option<Tensor>) -> Layer {
+        let product = self.weight.product(kind);
+        Layer { weight: self.weight.matrix(kind), product, bias, low_rank: None }
+    }
+
+    fn magnitude(&self) -> Option<&Magnitude> {
+        self.low_rank.as_ref()?.magnitude.as_ref()
+    }
+
+    /// Whether something comes after the product.
+    fn finishes(&self) -> bool {
+        let bias = self.trained_bias.as_ref().or(self.bias.as_ref());
+        bias.is_some_and(Tensor::requires_grad)
+            || self.magnitude().is_some()
+            || self.trained_bias.is_some()
+    }
+
+    /// What comes after the product: lengths of rows, and the bias.
+    fn finish(&self, y: Tensor) -> Result<Tensor> {
+        if !self.finishes() {
+            return Ok(y);
+        }
+        let y = match self.scale()? {
+            Some(scale) => y.f_mul(&scale.f_to_kind(y.kind())?)?,
+            None => y,
+        };
+        self.add_bias(y)
+    }
+
+    fn add_bias(&self, y: Tensor) -> Result<Tensor> {
+        match self.trained_bias.as_ref().or(self.bias.as_ref()) {
+            Some(bias) => Ok(y.f_add(&bias.f_to_kind(y.kind())?)?),
+            None => Ok(y),
+        }
+    }
+
+    /// What the magnitude makes of each row, `[out_features]`.
+    fn scale(&self) -> Result<Option<Tensor>> {
+        let Some((low_rank, magnitude)) = self.low_rank.as_ref().zip(self.magnitude()) else {
+            return Ok(None);
+        };
+        let (a, b) = low_rank.whole()?;
+        Ok(Some(magnitude.scale(&self.weight, &a, &b, low_rank.scaling)?))
+    }
+
+    /// Whether parts of it see other inputs than the rest while training.
+    fn drops_apart(&self) -> bool {
+        self.low_rank.as_ref().is_some_and(|low_rank| {
+            low_rank.dropout > 0.0 && (low_rank.magnitude.is_some() || low_rank.start.is_some())
+        })
+    }
+
+    /// A layer whose update alone sees dropped inputs, of which others are parts: what is taken
+    /// out of the base sees all of them, and what a magnitude scales sees the dropped ones.
+    fn apart(&self, x: &Tensor) -> Result<Tensor> {
+        let Some(low_rank) = &self.low_rank else {
+            let [y] = Self::forward_all([self], &Rows::kept(x), false)?;
+            return Ok(y);
+        };
+        let kind = x.kind();
+        let dropped = x.f_dropout(low_rank.dropout, true)?;
+        let one = |x: &Tensor, layer: Layer| -> Result<Tensor> {
+            ops::linear::linears(x, vec![layer])?.into_iter().next().ok_or_else(wrong_number)
+        };
+        let taken_out = low_rank.taken_out()?;
+        let base = Layer { low_rank: taken_out, ..self.base(kind, None) };
+        let y = match self.scale()? {
+            Some(scale) => {
+                let part = LowRank::part(low_rank.whole()?, low_rank.scaling, 0.0);
+                let adapted = Layer { low_rank: Some(part), ..self.base(kind, None) };
+                let scaled = one(&dropped, adapted)?.f_mul(&scale.f_to_kind(kind)?)?;
+                one(&x.f_sub(&dropped)?, base)?.f_add(&scaled)?
+            }
+            None => {
+                let inner = dropped.f_linear(&low_rank.a.f_to_kind(kind)?, None::<Tensor>)?;
+                let update = inner.f_linear(&low_rank.b.f_to_kind(kind)?, None::<Tensor>)?;
+                one(x, base)?.f_add(&update.f_mul_scalar(low_rank.scaling)?)?
+            }
+        };
+        self.add_bias(y)
+    }
+
+    /// The weight with the update merged in: `W + scaling · B A`, its rows as long as the
+    /// magnitude says, computed in f32 and cast to the dtype of `W`. The counterpart of
+    /// [`Linear::forward`].
     pub fn merged(&self) -> Result<Tensor> {
         let Some(low_rank) = &self.low_rank else {
             return self.weight.dense(self.weight.kind());
         };
-        let (a, b) = (low_rank.a.f_to_kind(Kind::Float)?, low_rank.b.f_to_kind(Kind::Float)?);
-        let delta = b.f_matmul(&a)?.f_mul_scalar(low_rank.scaling)?;
-        let merged = self.weight.dense(Kind::Float)?.f_add(&delta)?;
+        let mut merged = self.weight.dense(Kind::Float)?.f_add(&low_rank.delta()?)?;
+        if let Some(magnitude) = &low_rank.magnitude {
+            merged = magnitude.merged(&merged)?;
+        }
         Ok(merged.f_to_kind(self.weight.kind())?)
+    }
+
+    /// The bias that goes with [`Linear::merged`], in the dtype of the base's.
+    pub fn merged_bias(&self) -> Result<Option<Tensor>> {
+        let Some(bias) = &self.bias else { return Ok(None) };
+        let trained = self.trained_bias.as_ref().unwrap_or(bias);
+        Ok(Some(trained.f_detach()?.f_to_kind(bias.kind())?))
+    }
+
+    /// Everything that the adapter trains of this layer.
+    pub fn trained_leaves(&self) -> impl Iterator<Item = &Tensor> {
+        let low_rank = self.low_rank.as_ref();
+        let pair = low_rank.into_iter().flat_map(|low_rank| [&low_rank.a, &low_rank.b]);
+        let magnitude = self.magnitude().map(|magnitude| &magnitude.vector);
+        pair.chain(magnitude).chain(&self.trained_bias)
+    }
+
+    /// Moves the adapter to a device, and computes once what depends on it alone: it changes no
+    /// more.
+    pub fn settle(&mut self, device: Device) -> Result<()> {
+        if let Some(bias) = &mut self.trained_bias {
+            *bias = bias.f_to(device)?;
+        }
+        if let Some(low_rank) = &mut self.low_rank {
+            (low_rank.a, low_rank.b) = (low_rank.a.f_to(device)?, low_rank.b.f_to(device)?);
+            if let Some(magnitude) = &mut low_rank.magnitude {
+                magnitude.vector = magnitude.vector.f_to(device)?;
+            }
+        }
+        let scale = tch::no_grad(|| self.scale())?;
+        let magnitude = self.low_rank.as_mut().and_then(|low_rank| low_rank.magnitude.as_mut());
+        if let Some(magnitude) = magnitude {
+            magnitude.settle(scale);
+        }
+        Ok(())
     }
 }
 

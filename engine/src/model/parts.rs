@@ -60,7 +60,7 @@ impl Tensors {
             true => Some(self.take(&format!("{name}.bias"))?),
             false => None,
         };
-        Ok(Linear { name, weight, bias, low_rank: None })
+        Ok(Linear { name, weight, bias, trained_bias: None, low_rank: None })
     }
 
     /// A norm.

@@ -62,6 +62,14 @@ pub fn load_as(checkpoint: &Checkpoint, name: &str, kind: Kind) -> Result<Tensor
     .ok_or_else(|| missing(checkpoint, name))
 }
 
+/// One tensor of a checkpoint as a frozen weight of a model that computes in `kind`.
+pub fn frozen(checkpoint: &Checkpoint, name: &str, shape: &[usize], kind: Kind) -> Result<Tensor> {
+    // Only ever compared with scores in f32; Transformers keeps it so, too.
+    let wide = name.ends_with("e_score_correction_bias");
+    let stored = load_as(checkpoint, name, if wide { Kind::Float } else { kind })?;
+    grown(name, stored, shape)
+}
+
 /// One tensor of a checkpoint in fewer bits, quantised from `kind`; `None` where `how` leaves
 /// it as it is. What is stored in fp8 and is wanted so is taken as it is.
 pub fn load_quantized(

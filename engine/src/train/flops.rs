@@ -18,7 +18,7 @@ pub fn of_step(model: &Decoder, adapter: &Adapter, step: &Step) -> f64 {
     let tokens: f64 = step.micro_batches.iter().map(|batch| batch.tokens.len() as f64).sum();
     let trained: f64 = step.micro_batches.iter().map(|batch| batch.trained_tokens() as f64).sum();
     // Forward, the gradient of the input, that of the weight where it is trained.
-    let base = if matches!(adapter, Adapter::Full) { 3.0 } else { 2.0 };
+    let base = if matches!(adapter, Adapter::Full(_)) { 3.0 } else { 2.0 };
     let weights: f64 = architecture.layers.iter().map(of_layer).sum();
     let output = architecture.vocab_size as f64 * architecture.hidden_size as f64;
     let pairs: f64 = step.micro_batches.iter().map(|batch| attention(architecture, batch)).sum();

@@ -23,11 +23,11 @@ use heirloom::dataset::stream::{MicroBatch, Step};
 use heirloom::recipe::lock::Size;
 use heirloom::recipe::{Adapter, Optimizer, Recipe};
 use heirloom::track::{Sink, StepMetrics, ValidationMetrics};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::adapter;
 use crate::error::{EngineError, Result};
-use crate::model::{Decoder, weights};
+use crate::model::{Decoder, Linear, weights};
 use crate::ops::profile::scope;
 use checkpoint::Progress;
 use optimizer::AdamW;
@@ -274,41 +274,44 @@ impl Stop {
 /// The model with its trained weights as views into one flat tensor.
 fn prepare(recipe: &Recipe, base: &BaseFolder, device: Device) -> Result<(Decoder, Parameters)> {
     match &recipe.adapter {
-        Adapter::Full => prepare_full(recipe, base, device),
+        Adapter::Full(_) => prepare_full(recipe, base, device),
         Adapter::Lora(lora) => {
             let storage = recipe.base.storage();
             let mut model = match recipe.base.from_scratch {
                 true => Decoder::drawn_as(base, &storage, device)?,
                 false => Decoder::open_as(base, &storage, device)?,
             };
-            let mut initial = Vec::new();
-            let mut rows = adapter::tokens::initial(&model, lora)?.into_iter().peekable();
-            adapter::attach(&mut model, lora, |key, shape| {
-                let tensor = match rows.next_if(|(name, _)| name == key) {
-                    Some((_, tensor)) => tensor,
-                    None => adapter::draw(key, shape)?,
-                };
-                initial.push((key.to_owned(), tensor.shallow_clone()));
-                Ok(tensor)
-            })?;
+            let stored = |linear: &Linear| match base.checkpoint() {
+                Some(checkpoint) => {
+                    let key = format!("{}.weight", linear.name);
+                    Ok(weights::load_as(checkpoint, &key, Kind::Float)?.f_to(device)?)
+                }
+                None => linear.weight.dense(Kind::Float),
+            };
+            let initial = match adapter::peft::resume(&mut model, lora)? {
+                Some(values) => values,
+                None => adapter::initial(&model, lora, stored)?,
+            };
             let parameters = Parameters::new(initial, device)?;
             adapter::attach(&mut model, lora, |key, _| view(&parameters, key))?;
+            adapter::start::keep(&mut model, lora)?;
             Ok((model, parameters))
         }
     }
 }
 
-/// Every weight is trained, in f32, whatever the dtype of the computation.
+/// Weights that are trained are kept in f32, whatever the dtype of the computation.
 fn prepare_full(
     recipe: &Recipe,
     base: &BaseFolder,
     device: Device,
 ) -> Result<(Decoder, Parameters)> {
     let mut initial = Vec::new();
-    for (name, shape) in base.architecture.tensors() {
+    let trained = |(name, _): &(String, Vec<usize>)| recipe.adapter.trains(name);
+    for (name, shape) in base.architecture.tensors().into_iter().filter(trained) {
         let tensor = match base.checkpoint() {
             Some(checkpoint) => {
-                let stored = weights::load_as(checkpoint, &name, tch::Kind::Float)?;
+                let stored = weights::load_as(checkpoint, &name, Kind::Float)?;
                 weights::grown(&name, stored, &shape)?
             }
             None => weights::draw(&base.architecture, &name, &shape, Device::Cpu)?,
@@ -317,8 +320,15 @@ fn prepare_full(
     }
     let parameters = Parameters::new(initial, device)?;
     let kind = weights::kind(recipe.base.dtype);
-    let model =
-        Decoder::build(&base.architecture, kind, |name, _| Ok(view(&parameters, name)?.into()))?;
+    let model = Decoder::build(&base.architecture, kind, |name, shape| {
+        match (parameters.get(name), base.checkpoint()) {
+            (None, Some(checkpoint)) => {
+                let stored = weights::frozen(checkpoint, name, shape, kind)?;
+                Ok(stored.f_to(device)?.into())
+            }
+            _ => Ok(view(&parameters, name)?.into()),
+        }
+    })?;
     Ok((model, parameters))
 }
 

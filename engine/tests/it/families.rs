@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use heirloom::base::{BaseFolder, supported};
 use heirloom::dataset::stream::MicroBatch;
-use heirloom::recipe::{Dtype, Lora, Targets, TokenIndices};
+use heirloom::recipe::{Dtype, Lora};
 use heirloom_engine::adapter;
 use heirloom_engine::generate;
 use heirloom_engine::model::Decoder;
@@ -308,15 +308,11 @@ impl Case {
 
     /// `all-linear` touches what PEFT's adapter in the fixture has.
     fn check_all_linear(&self, mut model: Decoder) {
-        let lora = Lora {
-            rank: 4,
-            alpha: 8.0,
-            dropout: 0.0,
-            targets: Targets::AllLinear,
-            modules_to_save: Vec::new(),
-            trainable_token_indices: TokenIndices::default(),
-        };
-        adapter::attach(&mut model, &lora, adapter::draw).unwrap();
+        let lora = Lora::new(4, 8.0);
+        let initial =
+            adapter::initial(&model, &lora, |linear| linear.weight.dense(Kind::Float)).unwrap();
+        let mut initial: BTreeMap<_, _> = initial.into_iter().collect();
+        adapter::attach(&mut model, &lora, |key, _| Ok(initial.remove(key).unwrap())).unwrap();
         let keys: BTreeSet<String> = adapter::weights(&model).into_iter().map(|(k, _)| k).collect();
         assert_eq!(keys, self.adapted(), "{}: what all-linear touches", self.name);
     }

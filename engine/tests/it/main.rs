@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
+mod adapter_kinds;
+mod adapter_runs;
 mod adapters;
 mod bench;
 mod checkpointing;

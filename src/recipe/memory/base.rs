@@ -30,12 +30,16 @@ pub(super) fn width(dtype: Dtype) -> f64 {
 }
 
 /// What frozen weights take.
-pub(super) fn frozen(architecture: &Architecture, storage: &Storage) -> Base {
+pub(super) fn frozen(
+    architecture: &Architecture,
+    storage: &Storage,
+    stays: impl Fn(&str) -> bool,
+) -> Base {
     let layers = architecture.quantizable_layers();
     let chosen = layers.iter().filter(|layer| storage.quantizes(&layer.name));
     let chosen: BTreeSet<String> = chosen.map(|layer| format!("{}.weight", layer.name)).collect();
     let mut base = Base::default();
-    for (name, shape) in architecture.tensors() {
+    for (name, shape) in architecture.tensors().into_iter().filter(|(name, _)| stays(name)) {
         let plain = bytes_of(&shape, width(storage.dtype));
         if chosen.contains(&name) {
             base.bytes += packed(&shape, storage.quantization, plain);

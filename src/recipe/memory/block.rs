@@ -9,7 +9,7 @@ use crate::base::{
     Attention, ExpertWeights, FeedForward, GateUp, Gated, GroupedAttention, LatentAttention,
     LatentQuery, Layer, Linear, Qkv,
 };
-use crate::recipe::{ActivationCheckpointing, Adapter, Quantization, Recipe, Storage};
+use crate::recipe::{ActivationCheckpointing, Adapter, Lora, Quantization, Recipe, Storage};
 
 /// Bytes of an f32.
 const F32: f64 = 4.0;
@@ -115,8 +115,8 @@ impl Pass<'_> {
 
     fn rank(&self) -> f64 {
         match &self.recipe.adapter {
-            Adapter::Lora(lora) => lora.rank.into(),
-            Adapter::Full => 0.0,
+            Adapter::Lora(lora) => lora.largest_rank().into(),
+            Adapter::Full(_) => 0.0,
         }
     }
 
@@ -129,26 +129,41 @@ impl Pass<'_> {
         let narrow = self.width < F32;
         match &self.recipe.adapter {
             // The weight in the dtype of the rows.
-            Adapter::Full if narrow => area(linear) * self.width,
-            Adapter::Full => 0.0,
-            Adapter::Lora(lora) if lora.targets.choose(&linear.name) => {
-                let copies = if narrow { self.width } else { 0.0 };
-                let pair = self.rank() * (linear.in_features + linear.out_features) as f64;
-                // Which inputs dropout keeps, a byte each.
-                let kept =
-                    if lora.dropout > 0.0 { self.rows * linear.in_features as f64 } else { 0.0 };
-                self.rows(self.rank()) + pair * copies + kept
+            adapter @ Adapter::Full(_) if narrow && adapter.trains(&key(linear)) => {
+                area(linear) * self.width
             }
+            Adapter::Full(_) => 0.0,
+            Adapter::Lora(lora) if lora.chooses(&linear.name) => self.wrapped(lora, linear),
             Adapter::Lora(_) => 0.0,
         }
+    }
+
+    /// What a layer with an adapter keeps.
+    fn wrapped(&self, lora: &Lora, linear: &Linear) -> f64 {
+        let (inputs, outputs) = (linear.in_features as f64, linear.out_features as f64);
+        // What was taken out of the base stands beside the update, end to end with it.
+        let taken_out = lora.init_lora_weights.is_taken_out();
+        let rank = f64::from(lora.rank_of(&linear.name)) * if taken_out { 2.0 } else { 1.0 };
+        let copy = if self.width < F32 { self.width } else { 0.0 };
+        let copies = copy + if taken_out { F32 } else { 0.0 };
+        // Which inputs dropout keeps, a byte each.
+        let mut kept = if lora.dropout > 0.0 { self.rows * inputs } else { 0.0 };
+        if lora.use_dora {
+            // What its magnitude scales; with dropout, inputs with and without it.
+            let dropped = if lora.dropout > 0.0 { 2.0 * inputs + outputs } else { 0.0 };
+            kept += self.rows(outputs + dropped);
+        }
+        self.rows(rank) + rank * (inputs + outputs) * copies + kept
     }
 
     /// The gradient of what is trained of a layer, f32.
     fn gradient(&self, linear: &Linear) -> f64 {
         F32 * match &self.recipe.adapter {
-            Adapter::Full => area(linear),
-            Adapter::Lora(lora) if lora.targets.choose(&linear.name) => {
-                self.rank() * (linear.in_features + linear.out_features) as f64
+            adapter @ Adapter::Full(_) if adapter.trains(&key(linear)) => area(linear),
+            Adapter::Full(_) => 0.0,
+            Adapter::Lora(lora) if lora.chooses(&linear.name) => {
+                let rank = f64::from(lora.rank_of(&linear.name));
+                rank * (linear.in_features + linear.out_features) as f64
             }
             Adapter::Lora(_) => 0.0,
         }
@@ -307,4 +322,9 @@ fn widths(layer: &Layer) -> Widths {
             inner,
         },
     }
+}
+
+/// The checkpoint key of a layer's weight.
+fn key(linear: &Linear) -> String {
+    format!("{}.weight", linear.name)
 }

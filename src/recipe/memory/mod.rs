@@ -133,10 +133,8 @@ pub(super) struct Run<'a> {
 impl Memory {
     /// Predicts a run.
     pub(super) fn predict(run: &Run<'_>) -> Self {
-        let frozen = match run.recipe.adapter {
-            Adapter::Full => base::Base::default(),
-            Adapter::Lora(_) => base::frozen(run.architecture, &run.recipe.base.storage()),
-        };
+        let (adapter, storage) = (&run.recipe.adapter, run.recipe.base.storage());
+        let frozen = base::frozen(run.architecture, &storage, |key| !adapter.trains(key));
         let prediction = Prediction { run: *run, frozen };
         let most = larger(prediction.loading(), prediction.training());
         match prediction.validation() {
@@ -214,7 +212,7 @@ impl Prediction<'_> {
     }
 
     fn is_full(&self) -> bool {
-        matches!(self.run.recipe.adapter, Adapter::Full)
+        matches!(self.run.recipe.adapter, Adapter::Full(_))
     }
 
     fn runtime(&self) -> f64 {

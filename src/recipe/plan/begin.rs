@@ -13,8 +13,9 @@ use crate::dataset::source::{self, SourceError};
 use crate::dataset::spec::Spec;
 use crate::diagnose::Failure;
 use crate::files::{FolderInProgress, sha256_of_file, write_atomically};
+use crate::peft;
 use crate::recipe::lock::{Lock, LockedData, LockedFile, Split};
-use crate::recipe::{PUBLISHING, WriteError, write};
+use crate::recipe::{Adapter, Lora, PUBLISHING, WriteError, write};
 use crate::run::RunFolder;
 
 impl Plan {
@@ -26,6 +27,11 @@ impl Plan {
             && !self.base_files.contains(template)
         {
             base.push(pin(template)?);
+        }
+        if let Adapter::Lora(Lora { from: Some(folder), .. }) = &self.recipe.adapter {
+            for name in [peft::CONFIG, peft::WEIGHTS] {
+                base.push(pin(&folder.join(name))?);
+            }
         }
         let mut pinned = BTreeMap::new();
         let mut data = Vec::new();

@@ -2,13 +2,13 @@
 //!
 //! Follows PEFT 0.21.2: every field of its `LoraConfig` stands in [`FIELDS`]. What is not known
 //! is refused, as it may change the computation, unless it asks for nothing. Owns no meaning of
-//! the settings that are used: `peft` reads those.
+//! the settings that are used: [`super::describe`] reads those.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-use crate::error::{EngineError, Result};
+use super::PeftError;
 
 /// Longest part of a key or a value that a message repeats, in characters.
 const SHOWN: usize = 120;
@@ -22,8 +22,6 @@ enum Rule {
     Inert,
     /// `false`, PEFT's default.
     False,
-    /// This word, PEFT's default.
-    Word(&'static str),
     /// PEFT's default asks for nothing.
     Nothing,
     /// A start of the weights that leaves the base as it is, or `false`.
@@ -41,18 +39,18 @@ const FIELDS: [(&str, Rule); 44] = [
     ("inference_mode", Rule::Inert),
     ("r", Rule::Read),
     ("target_modules", Rule::Read),
-    ("exclude_modules", Rule::Nothing),
+    ("exclude_modules", Rule::Read),
     ("lora_alpha", Rule::Read),
     ("lora_dropout", Rule::Read),
     ("fan_in_fan_out", Rule::False),
-    ("bias", Rule::Word("none")),
+    ("bias", Rule::Read),
     ("use_rslora", Rule::Read),
     ("modules_to_save", Rule::Read),
     ("init_lora_weights", Rule::Start),
-    ("layers_to_transform", Rule::Nothing),
-    ("layers_pattern", Rule::Nothing),
-    ("rank_pattern", Rule::Nothing),
-    ("alpha_pattern", Rule::Nothing),
+    ("layers_to_transform", Rule::Read),
+    ("layers_pattern", Rule::Read),
+    ("rank_pattern", Rule::Read),
+    ("alpha_pattern", Rule::Read),
     // How another program lays out the layers; there are none of its layers here.
     ("megatron_config", Rule::Inert),
     ("megatron_core", Rule::Inert),
@@ -62,7 +60,7 @@ const FIELDS: [(&str, Rule); 44] = [
     ("eva_config", Rule::Inert),
     ("corda_config", Rule::Inert),
     ("lora_ga_config", Rule::Inert),
-    ("use_dora", Rule::False),
+    ("use_dora", Rule::Read),
     ("velora_config", Rule::Nothing),
     ("alora_invocation_tokens", Rule::Nothing),
     ("use_qalora", Rule::False),
@@ -99,7 +97,6 @@ impl Rule {
         match (self, value) {
             (Self::Read | Self::Inert, _) | (Self::Start, Value::Bool(_)) => true,
             (Self::False, value) => *value == Value::Bool(false),
-            (Self::Word(default), value) => value.as_str() == Some(default),
             (Self::Start, Value::String(start)) => {
                 STARTS.contains(&start.to_ascii_lowercase().as_str())
             }
@@ -122,7 +119,7 @@ fn asks_for_nothing(value: &Value) -> bool {
 
 /// Refuses a configuration, read from `path`, with a setting that has another meaning than
 /// what is done here, or an unknown one.
-pub(super) fn check(path: &Path, config: &Value) -> Result<()> {
+pub(super) fn check(path: &Path, config: &Value) -> Result<(), PeftError> {
     for (key, value) in config.as_object().into_iter().flatten() {
         let known = FIELDS.iter().find(|(field, _)| field == key);
         if !known.map_or(Rule::Nothing, |(_, rule)| *rule).allows(value) {
@@ -137,8 +134,8 @@ pub(super) fn check(path: &Path, config: &Value) -> Result<()> {
 }
 
 /// The error for a setting.
-pub(super) fn refusal(path: &Path, key: &str, value: &str) -> EngineError {
-    EngineError::AdapterSetting { path: path.to_owned(), key: shown(key), value: shown(value) }
+pub(super) fn refusal(path: &Path, key: &str, value: &str) -> PeftError {
+    PeftError::Setting { path: path.to_owned(), key: shown(key), value: shown(value) }
 }
 
 /// As much of a text from outside as a message can bear.
@@ -158,7 +155,7 @@ fn shown(text: &str) -> String {
 }
 
 /// What to do about a refused setting.
-pub(crate) fn remedy(key: &str, value: &str) -> &'static str {
+pub(super) fn remedy(key: &str, value: &str) -> &'static str {
     if key != "init_lora_weights" {
         return "use a LoRA adapter of this base without it";
     }
@@ -176,31 +173,19 @@ pub(crate) fn remedy(key: &str, value: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use heirloom::diagnose::Diagnose;
+    use crate::diagnose::Diagnose as _;
     use serde_json::json;
 
     use super::*;
 
-    fn checked(key: &str, value: Value) -> Result<()> {
+    fn checked(key: &str, value: Value) -> Result<(), PeftError> {
         check(Path::new("adapter_config.json"), &json!({ key: value }))
     }
 
     #[test]
     fn a_setting_that_would_change_the_computation_is_refused_by_name() {
         for (key, value) in [
-            ("exclude_modules", json!(["q_proj"])),
-            ("exclude_modules", json!("q_proj")),
             ("fan_in_fan_out", json!(true)),
-            ("bias", json!("all")),
-            ("bias", json!("lora_only")),
-            ("bias", json!(false)),
-            ("layers_to_transform", json!([0])),
-            ("layers_to_transform", json!(0)),
-            ("layers_pattern", json!("layers")),
-            ("rank_pattern", json!({"q_proj": 2})),
-            ("alpha_pattern", json!({"q_proj": 2})),
-            ("use_dora", json!(true)),
-            ("use_dora", json!("false")),
             ("velora_config", json!({"num_groups": 64})),
             ("alora_invocation_tokens", json!([1])),
             ("use_qalora", json!(true)),
@@ -278,7 +263,7 @@ mod tests {
     #[test]
     fn the_table_has_the_fields_of_peft() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/fixtures/lora-qv/adapter/adapter_config.json");
+            .join("engine/tests/fixtures/lora-qv/adapter/adapter_config.json");
         let config: Value = serde_json::from_slice(&fs_err::read(path).unwrap()).unwrap();
         let written = config.as_object().unwrap();
         let elsewhere = ["merge_weights", "enable_lora", "runtime_config"];
