@@ -1,11 +1,15 @@
-//! The run folder: the names of its files, and the shape of an evaluation in it.
+//! The run folder: the names of its files, who may write into it ([`hold`]), and the shape of an
+//! evaluation in it.
 //!
 //! ```text
 //! runs/NAME/  recipe.yaml (resolved)  recipe.lock  consent_report.json  metrics.jsonl
 //!             record_tree.json  record_index.parquet  record_key
+//!             tensorboard/  wandb/  track/NAME.json  trainer.lock
 //!             checkpoints/step-000200/  adapter/ (or model/ for full training)
 //!             summary.json  eval/SUITE.json
 //! ```
+
+pub mod hold;
 
 use std::path::{Path, PathBuf};
 
@@ -51,6 +55,22 @@ impl RunFolder {
     /// One object a step.
     pub fn metrics(&self) -> PathBuf {
         self.0.join("metrics.jsonl")
+    }
+    /// TensorBoard's event files.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.0.join("tensorboard")
+    }
+    /// Files for `wandb sync`.
+    pub fn wandb(&self) -> PathBuf {
+        self.0.join("wandb")
+    }
+    /// What each tracker on a server has been sent.
+    pub fn track(&self) -> PathBuf {
+        self.0.join("track")
+    }
+    /// Held by the program that writes into the folder: a [`hold::Hold`].
+    pub fn trainer_lock(&self) -> PathBuf {
+        self.0.join("trainer.lock")
     }
     /// How training went: a [`Summary`], there once it is complete.
     pub fn summary(&self) -> PathBuf {

@@ -7,6 +7,7 @@ use heirloom::base::{BaseError, Mismatch};
 use heirloom::diagnose::{Blame, Diagnose};
 use heirloom::peft::PeftError;
 use heirloom::recipe::UnknownToken;
+use heirloom::recipe::memory::Setting;
 use tch::TchError;
 
 use crate::ops::CudaError;
@@ -18,6 +19,20 @@ pub enum EngineError {
     /// defect of ours or a lack of memory.
     #[error("libtorch could not compute an operation")]
     Torch(#[from] TchError),
+    /// A step takes more memory than there is.
+    #[error("step {step} ran out of memory in the {pass} pass of {tokens} tokens: {wanted}")]
+    OutOfMemory {
+        /// Optimiser step.
+        step: u64,
+        /// Forward or backward.
+        pass: &'static str,
+        /// Tokens of the micro-batch.
+        tokens: usize,
+        /// What was being allocated, as libtorch says it.
+        wanted: String,
+        /// Settings that are predicted to fit into what there was.
+        fitting: Vec<Setting>,
+    },
     /// Parts of this program that do not fit each other: a defect of ours.
     #[error("{0}")]
     Defect(String),
@@ -202,6 +217,22 @@ pub enum EngineError {
 /// The engine's results.
 pub type Result<T, E = EngineError> = std::result::Result<T, E>;
 
+/// How allocators say that there is no more: ours, libtorch's on the CPU, libtorch's on CUDA.
+const LACKS: [&str; 3] = ["not enough memory", "can't allocate memory", "out of memory"];
+
+impl EngineError {
+    /// What was asked of an allocator that had no more, in one line.
+    pub fn lack_of_memory(&self) -> Option<String> {
+        let Self::Torch(error) = self else { return None };
+        let message = error.to_string();
+        let lack = |line: &str| {
+            let place = LACKS.iter().find_map(|lack| line.find(lack))?;
+            line.get(place..).map(|words| words.trim().to_owned())
+        };
+        message.lines().find_map(lack)
+    }
+}
+
 impl From<UnknownToken> for EngineError {
     fn from(UnknownToken(token): UnknownToken) -> Self {
         Self::UnknownToken(token)
@@ -218,6 +249,14 @@ impl Diagnose for EngineError {
             Self::Torch(_) => {
                 "if the machine ran out of memory, lower `train.micro_batch_tokens`; otherwise \
                  please report this as a defect"
+            }
+            Self::OutOfMemory { fitting, .. } if fitting.is_empty() => {
+                "lower `train.micro_batch_tokens` or `data.sequence_length`, or write \
+                 `train.activation_checkpointing: block`, and train anew; checkpoints are kept"
+            }
+            Self::OutOfMemory { .. } => {
+                "train anew with one of these settings, which are predicted to fit; checkpoints \
+                 are kept, for a machine with more memory"
             }
             Self::Json { .. } | Self::Tensors { .. } => {
                 "the file is damaged or belongs to another model: copy it again"
@@ -261,6 +300,7 @@ impl Diagnose for EngineError {
     fn details(&self) -> Vec<String> {
         match self {
             Self::Base(error) => error.details(),
+            Self::OutOfMemory { fitting, .. } => fitting.iter().map(Setting::words).collect(),
             _ => Vec::new(),
         }
     }

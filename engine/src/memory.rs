@@ -51,6 +51,24 @@ pub fn give_back() {
     heirloom_memory_give_back();
 }
 
+/// The most memory this process had resident, where the system tells.
+pub fn resident_peak() -> Option<u64> {
+    of_status("VmHWM:")
+}
+
+/// What it has resident now.
+pub fn resident() -> Option<u64> {
+    of_status("VmRSS:")
+}
+
+/// Bytes on a line of Linux's `/proc/self/status`.
+fn of_status(name: &str) -> Option<u64> {
+    let status = fs_err::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
 #[cfg(test)]
 mod tests {
     use tch::{Device, Kind, Tensor};

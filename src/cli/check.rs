@@ -10,6 +10,7 @@ use super::exit::ExitStatus;
 use super::printer::Printer;
 use super::target;
 use crate::dataset::consent::{Counts, Reason};
+pub(super) use crate::diagnose::grouped;
 use crate::diagnose::{Diagnose as _, Failure, amount};
 use crate::hub::Need;
 use crate::job::Device;
@@ -382,29 +383,9 @@ fn reason((reason, rows): (&Reason, &u64)) -> String {
     format!("{} {}", grouped(*rows), word(reason))
 }
 
-/// `1234567` as `1,234,567`.
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_grouped() {
-        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1234567, "1,234,567")] {
-            assert_eq!(grouped(number), text);
-        }
-    }
 
     #[test]
     fn words_survive_a_shell() {

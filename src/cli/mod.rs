@@ -17,6 +17,7 @@ mod generate;
 mod lineage;
 pub mod printer;
 mod target;
+mod track;
 mod train;
 mod verify;
 
@@ -66,6 +67,7 @@ enum Command {
     Export(export::Arguments),
     Verify(verify::Arguments),
     Lineage(lineage::Arguments),
+    Track(track::Arguments),
     Doctor(doctor::Arguments),
     Completions(completions::Arguments),
 }
@@ -98,6 +100,7 @@ fn run(command: Command, printer: Printer) -> Result<ExitStatus, Failure> {
         Command::Export(arguments) => export::run(&arguments, printer),
         Command::Verify(arguments) => verify::run(&arguments, printer),
         Command::Lineage(arguments) => lineage::run(&arguments, printer),
+        Command::Track(arguments) => track::run(&arguments, printer),
         Command::Doctor(arguments) => doctor::run(&arguments, printer),
         Command::Completions(arguments) => {
             completions::run(&arguments, &mut self::Arguments::command(), printer)

@@ -16,6 +16,7 @@ use crate::recipe::lock::{Lock, LockedData};
 use crate::recipe::plan::{Again, Plan};
 use crate::recipe::{self, Adapter, Literal};
 use crate::run::RunFolder;
+use crate::run::hold::Hold;
 use crate::track::rows::Rows;
 
 /// Where runs lie unless `--run` says something else.
@@ -194,7 +195,8 @@ fn check_place(run: &RunFolder, resume: bool) -> Result<(), Failure> {
     match (begun.is_finished(), resume) {
         (true, _) => Err(TrainError::Finished { run: path, kind }.into()),
         (false, false) => Err(TrainError::Resumable { run: path }.into()),
-        (false, true) => Ok(()),
+        // The engine takes it for good; here nobody waits for a look at the inputs in vain.
+        (false, true) => Ok(Hold::look(run)?),
     }
 }
 

@@ -19,7 +19,9 @@ pub mod plan;
 pub mod problem;
 pub mod read;
 mod rules;
+mod safety;
 mod tokens;
+mod track;
 mod yaml;
 
 use std::path::PathBuf;
@@ -33,7 +35,9 @@ pub use data::{
     TrainOn,
 };
 pub use read::{Literal, read};
+pub use safety::{EarlyStopping, LossSpike, OnBadStep};
 pub use tokens::{Module, TokenIndex, TokenIndices, UnknownToken};
+pub use track::{Mlflow, Tracker, Wandb, WandbMode};
 pub use yaml::Unwritable;
 
 use crate::diagnose::{Blame, Diagnose};
@@ -197,6 +201,34 @@ pub struct Train {
     /// How many checkpoints are kept, newest first.
     #[serde(default = "default_keep")]
     pub keep_checkpoints: usize,
+    /// Go on training while a checkpoint is written, from a copy of what it holds; `null`: where
+    /// that is an adapter, and not 12 bytes for every weight of the base.
+    #[serde(default)]
+    pub checkpoint_in_background: Option<bool>,
+    /// Keep the checkpoint with the lowest validation loss as well.
+    #[serde(default)]
+    pub keep_best_checkpoint: bool,
+    /// The result is that of the lowest validation loss, not of the last step;
+    /// `load_best_model_at_end` in Transformers.
+    #[serde(default)]
+    pub load_best_at_end: bool,
+    /// When to end before the last step.
+    #[serde(default)]
+    pub early_stopping: Option<EarlyStopping>,
+    /// What is done about a loss or a gradient that is infinite or no number.
+    #[serde(default)]
+    pub on_non_finite: OnBadStep,
+    /// What is done about a loss far above those before; `null`: nothing.
+    #[serde(default)]
+    pub loss_spike: Option<LossSpike>,
+}
+
+impl Recipe {
+    /// Whether training goes on while a checkpoint is written.
+    pub fn writes_in_background(&self) -> bool {
+        let usual = !matches!(self.adapter, Adapter::Full(_));
+        self.train.checkpoint_in_background.unwrap_or(usual)
+    }
 }
 
 /// How much is kept for the backward pass.
@@ -331,14 +363,6 @@ pub struct Gate {
     /// No more than this.
     #[serde(default)]
     pub at_most: Option<f64>,
-}
-
-/// Where metrics go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Tracker {
-    /// `metrics.jsonl` in the run folder.
-    Jsonl,
 }
 
 /// A recipe cannot be written.

@@ -349,3 +349,37 @@ proptest! {
         let _ = read_text(&text, &[]);
     }
 }
+
+#[test]
+fn words_about_bad_steps_and_trackers_are_checked() {
+    for (set, expected) in [
+        ("train.on_non_finite=ignore", "`train.on_non_finite` cannot be `ignore`"),
+        ("train.on_non_finite=rollback", "`train.on_non_finite` cannot be `rollback`"),
+        ("train.loss_spike={factor: 1.0}", "`train.loss_spike.factor` is 1, which ordinary"),
+        ("train.loss_spike={window: 0}", "`train.loss_spike.window` must be at least 1"),
+        ("train.loss_spike={window: 10001}", "`train.loss_spike.window` is 10001, more than"),
+        ("train.loss_spike={action: none}", "`train.loss_spike.action` cannot be `none`"),
+        ("train.early_stopping={patience: 2}", "`train.early_stopping` goes by the validation"),
+        ("train.load_best_at_end=true", "`train.load_best_at_end` goes by the validation loss"),
+        ("train.keep_best_checkpoint=true", "`train.keep_best_checkpoint` goes by the validation"),
+        ("track=[tensorbord]", "`track[0]` cannot be `tensorbord`"),
+        ("track=[jsonl, jsonl]", "`track[1]` is `jsonl`, like another before it"),
+        ("track=[wandb]", "`track[0]` must be `wandb: { ... }` with settings"),
+        ("track=[{wandb: {project: a/b}}]", "`track[0].wandb.project` has one of"),
+        ("track=[{wandb: {mode: of}}]", "`track[0].wandb.mode` cannot be `of`"),
+        ("track=[{wandb: {tags: [\"\"]}}]", "`track[0].wandb.tags[0]` must be 1 to 128 bytes"),
+        ("track=[{mlflow: {tracking_uri: mlruns}}]", "`track[0].mlflow.tracking_uri` is no"),
+        (
+            "track=[{mlflow: {tracking_uri: \"http://me:secret@host\"}}]",
+            "`track[0].mlflow.tracking_uri` holds a password",
+        ),
+    ] {
+        let found = problem_of(set);
+        assert!(found.starts_with(expected), "{set}: {found}");
+        assert!(!found.ends_with("| "), "no hint: {found}");
+    }
+    assert!(problem_of("train.on_non_finite=rollback").ends_with("did you mean `roll-back`?"));
+    let text = format!("{GOOD}track:\n  - wandb: {{ project: \"a?\" }}\n");
+    let found = problems(read_text(&text, &[]));
+    assert!(found[0].starts_with("r.yaml:20:23: `track[0].wandb.project`"), "{found:?}");
+}

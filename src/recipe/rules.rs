@@ -2,6 +2,8 @@
 
 mod adapter;
 mod data;
+mod safety;
+mod track;
 
 use std::collections::BTreeSet;
 
@@ -48,6 +50,8 @@ pub(super) fn check(recipe: &Recipe, holes: &[String]) -> Vec<(String, Fault)> {
     check.steps(recipe);
     check.optimizer(recipe);
     check.schedule(recipe);
+    check.safety(recipe);
+    check.track(recipe);
     for (index, suite) in recipe.eval.suites.iter().enumerate() {
         check.suite_reference(recipe, index, suite);
     }

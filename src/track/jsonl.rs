@@ -9,7 +9,7 @@ use std::path::Path;
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
-use super::{Sink, StepMetrics, ValidationMetrics};
+use super::{End, Event, Sink, StepMetrics, ValidationMetrics};
 
 /// Appends metrics to a file.
 #[derive(Debug)]
@@ -76,7 +76,11 @@ impl Sink for Jsonl {
         self.append(metrics)
     }
 
-    fn finish(&mut self) -> io::Result<()> {
+    fn event(&mut self, event: &Event) -> io::Result<()> {
+        self.append(event)
+    }
+
+    fn finish(&mut self, _: End) -> io::Result<()> {
         self.file.sync_all()
     }
 }
@@ -96,7 +100,7 @@ mod tests {
                 jsonl.validation(&validation(number)).unwrap();
             }
         }
-        jsonl.finish().unwrap();
+        jsonl.finish(End::Complete).unwrap();
         path
     }
 

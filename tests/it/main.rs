@@ -42,6 +42,8 @@ mod runs;
 #[cfg(test)]
 mod surface;
 #[cfg(test)]
+mod track;
+#[cfg(test)]
 mod withdrawals;
 #[cfg(test)]
 mod words;

@@ -135,7 +135,9 @@ fn measure(
             };
             let ended = || EngineError::StreamEnded { step: number as u64, steps: total as u64 };
             let step = rows.ok_or_else(ended)?;
-            trainer.step(&step, 1, began)?;
+            if let Some(error) = trainer.step(&step, 1, began)?.error {
+                return Err(error.into());
+            }
             device::finish(device);
             Ok(step)
         });
@@ -156,7 +158,7 @@ fn measure(
     }
     bar.finish_and_clear();
     let process = match device {
-        tch::Device::Cpu => train::peak_memory(),
+        tch::Device::Cpu => memory::resident_peak(),
         _ => device::peak(device)?,
     };
     let peak = Peak { process, tensors: memory::usage().peak };

@@ -19,10 +19,12 @@ use heirloom::provenance::registry;
 use heirloom::provenance::watch::Watch;
 use heirloom::recipe::lock::{Lock, Split};
 use heirloom::recipe::{Adapter, OnWithdrawal, Recipe};
+use heirloom::run::hold::Hold;
 use heirloom::run::{RunFolder, Summary};
-use heirloom::track::jsonl::Jsonl;
-use heirloom::track::progress::Progress;
-use heirloom::track::{Sink as _, Sinks};
+use heirloom::track::progress::{Extent, Progress};
+use heirloom::track::trackers::{self, About};
+use heirloom::track::{End, Sink as _};
+use heirloom::track::{line, summary, trained};
 
 use super::evaluate;
 use crate::adapter::peft;
@@ -39,6 +41,8 @@ pub(super) fn train(folder: &Path, device: Device, printer: Printer) -> Result<(
     // Before anything else asks libtorch: it learns of CUDA now or never.
     let device = device::open(device)?;
     let run = RunFolder::new(folder);
+    // Until the end of the program: nobody else writes into the folder.
+    let _hold = Hold::take(&run)?;
     let mut recipe = heirloom::recipe::read(&run.recipe(), &[])?.recipe;
     let lock = Lock::read(&run.lock())?;
     let stop = train::Stop::on_signals()?;
@@ -71,9 +75,12 @@ pub(super) fn train(folder: &Path, device: Device, printer: Printer) -> Result<(
         Ok(Some(eval::batches(&validation_rows(&judged_now()?, &encoder)?)))
     };
     let done = trainer.progress.step;
-    let mut sinks = Sinks::default();
-    sinks.push(Jsonl::open(&run.metrics(), done).map_err(EngineError::from)?);
-    sinks.push(Progress::new(printer.into(), lock.training.steps, done));
+    say_beginning(&trainer, &base, &recipe, printer);
+    let extent = Extent { steps: lock.training.steps, done, epochs: recipe.train.epochs };
+    let progress = Progress::new(printer.into(), extent, memory::resident);
+    let about = About::new(&run, &recipe, &lock).map_err(EngineError::from)?;
+    let mut sinks = trackers::open(&about, done, &progress.voice()).map_err(EngineError::from)?;
+    sinks.push(progress);
     let epoch_steps = &lock.training.steps_by_epoch;
     let stream = stream.map(|step| step.map_err(Failure::from));
     let outcome = trainer.run(
@@ -84,12 +91,19 @@ pub(super) fn train(folder: &Path, device: Device, printer: Printer) -> Result<(
         &mut sinks,
         &stop.asked,
     );
-    sinks.finish().map_err(EngineError::from)?;
+    let end = match &outcome {
+        Ok(Outcome::Complete) => End::Complete,
+        Ok(Outcome::Stopped) => End::Stopped,
+        Err(_) => End::Failed,
+    };
+    let finished = sinks.finish(end).map_err(EngineError::from);
     if outcome? == Outcome::Stopped {
         let (step, steps, run) = (trainer.progress.step, lock.training.steps, folder.to_owned());
         return Err(EngineError::Interrupted { step, steps, run }.into());
     }
+    finished?;
     keep(&run, &recipe, &trainer, &base, files.as_ref(), heed.rows)?;
+    say_end(&run, printer)?;
     printer.warn_of(registry::enter_trained(&run));
     // Training is safe: from here on Ctrl-C simply ends the program.
     stop.end_at_once();
@@ -130,6 +144,25 @@ pub(super) fn open(
     }
     let Vocabulary { encoder, files, .. } = vocabulary;
     Ok((base, Arc::new(encoder.with_clock(lock.created)), files))
+}
+
+/// Shows what is trained.
+fn say_beginning(trainer: &Trainer, base: &BaseFolder, recipe: &Recipe, printer: Printer) {
+    let parameters = &trainer.parameters;
+    let trained: Vec<_> =
+        parameters.split(&parameters.flat).map(|(name, part)| (name, part.size())).collect();
+    let numel = |shape: &[usize]| shape.iter().map(|size| *size as u64).product::<u64>();
+    let base: u64 = base.architecture.tensors().iter().map(|(_, shape)| numel(shape)).sum();
+    let own = if matches!(recipe.adapter, Adapter::Full(_)) { parameters.count } else { 0 };
+    let frozen = base.saturating_sub(own);
+    printer.note(&trained::table(&trained, frozen));
+}
+
+/// Shows how it went.
+fn say_end(run: &RunFolder, printer: Printer) -> Result<()> {
+    let lines = line::read(&run.metrics(), 0)?;
+    printer.note(&summary::summary(&lines, memory::resident_peak()));
+    Ok(())
 }
 
 /// What the job does about withdrawals.
@@ -220,7 +253,7 @@ fn keep(
         tokens: trainer.progress.tokens,
         trained_tokens: trainer.progress.trained_tokens,
         seconds: trainer.progress.seconds,
-        peak_memory_bytes: peak_memory(),
+        peak_memory_bytes: memory::resident_peak(),
         finished: jiff::Timestamp::now(),
         withdrawn_rows,
         trainable_parameters: trainer.parameters.count,
@@ -231,12 +264,4 @@ fn keep(
     let json = |source| EngineError::Json { path: path.clone(), source };
     let text = serde_json::to_string_pretty(&summary).map_err(json)? + "\n";
     Ok(files::write_atomically(&path, text.as_bytes())?)
-}
-
-/// The most memory this process had resident, from Linux's `/proc/self/status`.
-pub(super) fn peak_memory() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
 }

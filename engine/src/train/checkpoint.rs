@@ -1,17 +1,24 @@
 //! Checkpoints: everything that a step depends on, and nothing else.
 //!
 //! A checkpoint is a folder that appears by one rename: `state.safetensors` (weights and
-//! optimiser) and `state.json` (counters and the position of the stream). Randomness needs
-//! no state: every step seeds the generator from the recipe's seed and its own number.
+//! optimiser) and `state.json` (counters, the position of the stream, what the loop remembers).
+//! Randomness needs no state: every step seeds the generator from the recipe's seed and its own
+//! number.
+//!
+//! A checkpoint is written while training goes on, from a copy of what it holds; there is never
+//! more than one copy.
 
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 
 use fs_err as fs;
 use heirloom::base::Checkpoint;
 use heirloom::dataset::stream::Position;
 use heirloom::files::{self, FolderInProgress};
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
+use super::guard::Seen;
 use super::optimizer::AdamW;
 use super::parameters::Parameters;
 use crate::error::{EngineError, Result};
@@ -27,6 +34,8 @@ const COUNTERS: &str = "state.json";
 pub struct Progress {
     /// Finished optimiser steps.
     pub step: u64,
+    /// Of these, those that moved the weights, as far as these weights have been moved.
+    pub updates: u64,
     /// Tokens processed.
     pub tokens: u64,
     /// Tokens that carried loss.
@@ -35,72 +44,177 @@ pub struct Progress {
     pub seconds: f64,
     /// Finished steps of the current pass.
     pub step_in_epoch: u64,
+    /// What the losses were so far.
+    pub seen: Seen,
     /// The stream: the next step begins here.
     pub position: Position,
 }
 
-/// Writes a checkpoint, then removes all but the newest `keep`.
-pub fn save(
-    folder: &Path,
-    progress: &Progress,
-    parameters: &Parameters,
-    optimizer: &AdamW,
+/// Writes checkpoints into a folder, and reads them.
+#[derive(Debug)]
+pub struct Checkpoints {
+    folder: PathBuf,
+    /// Newest ones that are kept.
     keep: usize,
-) -> Result<()> {
-    let target = folder.join(format!("step-{:06}", progress.step));
-    if target.exists() {
-        return Ok(());
+    /// Whether training goes on meanwhile.
+    background: bool,
+    writing: Option<JoinHandle<Result<()>>>,
+}
+
+/// What a checkpoint holds.
+struct State {
+    progress: Progress,
+    tensors: Vec<(String, Tensor)>,
+}
+
+impl State {
+    fn of(progress: &Progress, parameters: &Parameters, optimizer: &AdamW) -> Self {
+        let tensors = [
+            ("weights", parameters.flat.detach()),
+            ("mean", optimizer.mean.shallow_clone()),
+            ("square", optimizer.square.shallow_clone()),
+        ];
+        let tensors = tensors.map(|(name, tensor)| (name.to_owned(), tensor));
+        Self { progress: progress.clone(), tensors: tensors.into() }
     }
-    // A tensor is written from a copy of its bytes.
-    memory::give_back();
-    let unfinished = FolderInProgress::beside(&target)?;
-    let tensors = [
-        ("weights", parameters.flat.detach()),
-        ("mean", optimizer.mean.shallow_clone()),
-        ("square", optimizer.square.shallow_clone()),
-    ];
-    let tensors = tensors.map(|(name, tensor)| (name.to_owned(), Lazy::ready(tensor)));
-    weights::save(&unfinished.path().join(TENSORS), tensors.into())?;
-    let path = unfinished.path().join(COUNTERS);
-    let text = serde_json::to_string_pretty(progress)
-        .map_err(|source| EngineError::Json { path: path.clone(), source })?;
-    files::write_atomically(&path, text.as_bytes())?;
-    unfinished.finish(false)?;
+
+    /// The same in memory of its own, on the CPU.
+    fn copied(self) -> Result<Self> {
+        let copy = |(name, tensor): (String, Tensor)| -> Result<_> {
+            let place = tensor.f_to_device_(tch::Device::Cpu, tensor.kind(), false, true)?;
+            Ok((name, place))
+        };
+        let tensors = self.tensors.into_iter().map(copy).collect::<Result<_>>()?;
+        Ok(Self { tensors, ..self })
+    }
+
+    /// Makes it a folder, which appears when it is complete.
+    fn write(self, target: &Path) -> Result<()> {
+        let unfinished = FolderInProgress::beside(target)?;
+        let tensors = self.tensors.into_iter();
+        let tensors = tensors.map(|(name, tensor)| (name, Lazy::ready(tensor))).collect();
+        weights::save(&unfinished.path().join(TENSORS), tensors)?;
+        let path = unfinished.path().join(COUNTERS);
+        let text = serde_json::to_string_pretty(&self.progress)
+            .map_err(|source| EngineError::Json { path: path.clone(), source })?;
+        files::write_atomically(&path, text.as_bytes())?;
+        Ok(unfinished.finish(false)?)
+    }
+}
+
+impl Checkpoints {
+    /// Those in `folder`; clears away what an interrupted write left behind.
+    pub fn open(folder: &Path, keep: usize, background: bool) -> Result<Self> {
+        clear_unfinished(folder)?;
+        Ok(Self { folder: folder.to_owned(), keep: keep.max(1), background, writing: None })
+    }
+
+    fn path(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("step-{step:06}"))
+    }
+
+    /// Writes a checkpoint, then removes all but the newest and those of the steps `kept`. What
+    /// went wrong with writing the one before is said here.
+    pub fn save(
+        &mut self,
+        progress: &Progress,
+        parameters: &Parameters,
+        optimizer: &AdamW,
+        kept: Vec<u64>,
+    ) -> Result<()> {
+        self.finish()?;
+        let target = self.path(progress.step);
+        if target.exists() {
+            return Ok(());
+        }
+        let state = State::of(progress, parameters, optimizer);
+        let (folder, keep) = (self.folder.clone(), self.keep);
+        if !self.background {
+            // A tensor is written from a copy of its bytes.
+            memory::give_back();
+            state.write(&target)?;
+            return prune(&folder, keep, &kept);
+        }
+        let state = state.copied()?;
+        let write = move || {
+            state.write(&target)?;
+            prune(&folder, keep, &kept)
+        };
+        let writer = thread::Builder::new().name("checkpoint".to_owned());
+        self.writing = Some(writer.spawn(write)?);
+        Ok(())
+    }
+
+    /// Says at once what went wrong with a checkpoint that has been written meanwhile.
+    pub fn look(&mut self) -> Result<()> {
+        match &self.writing {
+            Some(writing) if writing.is_finished() => self.finish(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until nothing is being written any more.
+    pub fn finish(&mut self) -> Result<()> {
+        let Some(writing) = self.writing.take() else { return Ok(()) };
+        let panicked = |_| EngineError::Defect("writing a checkpoint panicked".to_owned());
+        writing.join().map_err(panicked)?
+    }
+
+    /// Restores the newest checkpoint, if there is one.
+    pub fn restore(
+        &mut self,
+        parameters: &mut Parameters,
+        optimizer: &mut AdamW,
+    ) -> Result<Option<Progress>> {
+        let newest = list(&self.folder)?.pop();
+        newest.map(|(step, _)| self.load(step, parameters, Some(optimizer))).transpose()
+    }
+
+    /// Weights, and the optimiser if that is wanted, of the checkpoint of a step.
+    pub fn load(
+        &mut self,
+        step: u64,
+        parameters: &mut Parameters,
+        optimizer: Option<&mut AdamW>,
+    ) -> Result<Progress> {
+        self.finish()?;
+        let path = self.path(step).join(COUNTERS);
+        let text = fs::read_to_string(&path)?;
+        let progress: Progress =
+            serde_json::from_str(&text).map_err(|source| EngineError::Json { path, source })?;
+        let path = self.path(step).join(TENSORS);
+        let file = Checkpoint::open_file(&path)?;
+        let shape = vec![parameters.flat.numel()];
+        let expected = ["mean", "square", "weights"].map(|name| (name.to_owned(), shape.clone()));
+        file.expect(&expected, |_| false)
+            .map_err(|problems| EngineError::Tensors { path, problems })?;
+        let restored = weights::load(&file, "weights")?;
+        tch::no_grad(|| parameters.flat.f_copy_(&restored))?;
+        if let Some(optimizer) = optimizer {
+            optimizer.mean.f_copy_(&weights::load(&file, "mean")?)?;
+            optimizer.square.f_copy_(&weights::load(&file, "square")?)?;
+            optimizer.updates = progress.updates;
+        }
+        Ok(progress)
+    }
+}
+
+impl Drop for Checkpoints {
+    /// A program that ends does not cut a checkpoint off. Where that fails, the run has failed
+    /// already, or would have said so.
+    fn drop(&mut self) {
+        let _ = self.finish();
+    }
+}
+
+/// Removes all but the newest `keep` and those of some steps.
+fn prune(folder: &Path, keep: usize, kept: &[u64]) -> Result<()> {
     let mut old = list(folder)?;
-    old.truncate(old.len().saturating_sub(keep.max(1)));
-    for (_, path) in old {
+    old.truncate(old.len().saturating_sub(keep));
+    for (_, path) in old.iter().filter(|(step, _)| !kept.contains(step)) {
         fs::remove_dir_all(path)?;
     }
     Ok(())
-}
-
-/// Restores the newest checkpoint, if there is one; clears away what an interrupted write
-/// left behind.
-pub fn restore(
-    folder: &Path,
-    parameters: &mut Parameters,
-    optimizer: &mut AdamW,
-) -> Result<Option<Progress>> {
-    clear_unfinished(folder)?;
-    let Some((_, newest)) = list(folder)?.pop() else {
-        return Ok(None);
-    };
-    let path = newest.join(COUNTERS);
-    let text = fs::read_to_string(&path)?;
-    let progress: Progress =
-        serde_json::from_str(&text).map_err(|source| EngineError::Json { path, source })?;
-    let path = newest.join(TENSORS);
-    let file = Checkpoint::open_file(&path)?;
-    let shape = vec![parameters.flat.numel()];
-    let expected = ["mean", "square", "weights"].map(|name| (name.to_owned(), shape.clone()));
-    file.expect(&expected, |_| false)
-        .map_err(|problems| EngineError::Tensors { path, problems })?;
-    let restored = weights::load(&file, "weights")?;
-    tch::no_grad(|| parameters.flat.f_copy_(&restored))?;
-    optimizer.mean.f_copy_(&weights::load(&file, "mean")?)?;
-    optimizer.square.f_copy_(&weights::load(&file, "square")?)?;
-    optimizer.updates = progress.step;
-    Ok(Some(progress))
 }
 
 /// Complete checkpoints by step, oldest first.

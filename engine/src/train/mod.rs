@@ -1,37 +1,43 @@
 //! The train room: from a run folder to trained weights.
 //!
 //! Owns the loop ([`Trainer`]), the loss ([`loss`]), the optimiser and schedules
-//! ([`optimizer`]), the trained weights ([`parameters`]), checkpoints ([`checkpoint`]) and what
-//! a step has to compute ([`flops`]). Does not own evaluation after training nor releases.
+//! ([`optimizer`]), the trained weights ([`parameters`]), checkpoints ([`checkpoint`]), what is
+//! done about bad steps ([`guard`]) and what a step has to compute ([`flops`]). Does not own
+//! evaluation after training nor releases.
 //!
 //! The gradient of a step is that of the weighted mean over all its trained tokens, however
 //! they are spread over micro-batches.
 
 pub mod checkpoint;
 pub mod flops;
+pub mod guard;
 pub mod loss;
 pub mod optimizer;
 pub mod parameters;
+mod step;
+mod stop;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use heirloom::base::BaseFolder;
 use heirloom::dataset::stream::{MicroBatch, Step};
 use heirloom::recipe::lock::Size;
+use heirloom::recipe::memory::smaller;
 use heirloom::recipe::{Adapter, Optimizer, Recipe};
-use heirloom::track::{Sink, StepMetrics, ValidationMetrics};
+use heirloom::track::{Cause, Event, Happened, Sink, ValidationMetrics};
 use tch::{Device, Kind, Tensor};
 
 use crate::adapter;
 use crate::error::{EngineError, Result};
+use crate::memory;
 use crate::model::{Decoder, Linear, weights};
-use crate::ops::profile::scope;
-use checkpoint::Progress;
+use checkpoint::{Checkpoints, Progress};
 use optimizer::AdamW;
 use parameters::Parameters;
+pub use step::Taken;
+pub use stop::Stop;
 
 /// A model, what of it is trained, and how.
 #[derive(Debug)]
@@ -44,12 +50,12 @@ pub struct Trainer {
     pub progress: Progress,
     recipe: Recipe,
     optimizer: AdamW,
-    /// Steps of the run, by the plan.
-    steps: u64,
+    /// What the plan counted.
+    size: Size,
     /// Steps after which it ends whatever the stream holds.
     most: Option<u64>,
     /// Where checkpoints go, if they are wanted.
-    checkpoints: Option<PathBuf>,
+    checkpoints: Option<Checkpoints>,
 }
 
 impl Trainer {
@@ -71,14 +77,17 @@ impl Trainer {
         model.offload = recipe.train.activation_offload;
         let Optimizer::Adamw(settings) = &recipe.train.optimizer;
         let mut optimizer = AdamW::new(settings.clone(), &parameters)?;
-        let restored = match &checkpoints {
-            Some(folder) => checkpoint::restore(folder, &mut parameters, &mut optimizer)?,
+        let (keep, background) = (recipe.train.keep_checkpoints, recipe.writes_in_background());
+        let open = |folder: PathBuf| Checkpoints::open(&folder, keep, background);
+        let mut checkpoints = checkpoints.map(open).transpose()?;
+        let restored = match &mut checkpoints {
+            Some(checkpoints) => checkpoints.restore(&mut parameters, &mut optimizer)?,
             None => None,
         };
         let progress = restored.unwrap_or_default();
-        let (recipe, steps) = (recipe.clone(), size.steps);
-        let most = if size.estimated { recipe.train.max_steps } else { Some(steps) };
-        Ok(Self { model, parameters, progress, recipe, optimizer, steps, most, checkpoints })
+        let (recipe, size) = (recipe.clone(), size.clone());
+        let most = if size.estimated { recipe.train.max_steps } else { Some(size.steps) };
+        Ok(Self { model, parameters, progress, recipe, optimizer, size, most, checkpoints })
     }
 
     /// Takes steps from `stream` until the run is complete or `stop` is set, reporting to
@@ -101,122 +110,119 @@ impl Trainer {
     {
         let (mut stream, mut batches) = (stream, Vec::new());
         let most = self.most.unwrap_or(u64::MAX);
-        while self.progress.step < most {
+        while self.progress.step < most && !self.progress.seen.done_early {
             // The clock runs while rows are waited for: that is time too.
             let started = Instant::now();
             if stop.load(Ordering::Relaxed) {
-                self.save()?;
-                return Ok(Outcome::Stopped);
+                return self.stopped().map_err(E::from);
             }
-            let ended = EngineError::StreamEnded { step: self.progress.step, steps: self.steps };
+            let ended =
+                EngineError::StreamEnded { step: self.progress.step, steps: self.size.steps };
             let Some(step) = stream.next().transpose()? else {
-                if self.most == Some(self.steps) {
+                if self.most == Some(self.size.steps) {
                     return Err(ended.into());
                 }
                 break;
             };
             let of_epoch = epoch_steps.get(step.epoch as usize).copied().unwrap_or(1).max(1);
-            let metrics = self.step(&step, of_epoch, started)?;
+            let taken = self.step_unless(&step, of_epoch, started, stop);
+            let Some(taken) = taken.map_err(|error| self.advised(error))? else {
+                return self.stopped().map_err(E::from);
+            };
+            let metrics = taken.metrics;
             sink.step(&metrics).map_err(EngineError::from)?;
+            if let Some(event) = &taken.event {
+                sink.event(event).map_err(EngineError::from)?;
+            }
+            if let Some(error) = taken.error {
+                return Err(error.into());
+            }
             let last = self.progress.step == most;
             let train = &self.recipe.train;
             let due = |every: u64| {
                 last || step.ends_epoch || (every > 0 && self.progress.step.is_multiple_of(every))
             };
-            let (validate, save) = (due(train.validate_every), due(train.checkpoint_every));
+            let (validate, mut save) = (due(train.validate_every), due(train.checkpoint_every));
             if validate {
                 if let Some(read) = validation()? {
                     batches = read;
                 }
                 if !batches.is_empty() {
-                    let measured = self.validate(&batches, metrics.epoch)?;
-                    sink.validation(&measured).map_err(EngineError::from)?;
+                    save |= self.validate(&batches, metrics.epoch, sink)?;
                 }
             }
             if save {
+                self.progress.seen.anchor = Some(self.progress.step);
                 self.save()?;
                 look(self.progress.step)?;
             }
+            if let Some(checkpoints) = &mut self.checkpoints {
+                checkpoints.look()?;
+            }
         }
+        self.finish_checkpoints()?;
+        self.take_best()?;
         Ok(Outcome::Complete)
     }
 
-    /// One optimiser step of a pass of `of_epoch` steps, whose rows were asked for at `started`.
-    pub fn step(&mut self, step: &Step, of_epoch: u64, started: Instant) -> Result<StepMetrics> {
-        let number = self.progress.step + 1;
-        let seed = mix(self.recipe.train.seed, number);
-        let trained: u64 = step.micro_batches.iter().map(MicroBatch::trained_tokens).sum();
-        let tokens: u64 = step.micro_batches.iter().map(|batch| batch.tokens.len() as u64).sum();
-        let weight: f64 = step.micro_batches.iter().map(MicroBatch::weight).sum();
-        let mut gradient = self.parameters.zero_gradient()?;
-        let mut nll = 0.0;
-        for (place, batch) in step.micro_batches.iter().enumerate() {
-            // Dropout depends on the step and the place in it alone, so that a resumed run drops
-            // the same, and so does one whose backward passes draw numbers again.
-            tch::manual_seed(mix(seed as u64, place as u64));
-            let sum = {
-                let _scope = scope("loss");
-                loss::nll_sum(&self.model, batch, true)?
-            };
-            if let Some(sum) = sum {
-                nll += sum.f_double_value(&[])?;
-                // Of what no operation of ours claims: torch's own nodes.
-                let _scope = scope("other backward");
-                let mean = sum.f_div_scalar(weight)?;
-                self.parameters.add_gradient(&mean, &gradient)?;
-            }
-        }
-        let mean_loss = nll / if weight > 0.0 { weight } else { 1.0 };
-        if !mean_loss.is_finite() {
-            return Err(EngineError::Diverged { step: number, what: "loss", value: mean_loss });
-        }
-        let train = &self.recipe.train;
-        let grad_norm = {
-            let _scope = scope("optimizer");
-            optimizer::clip(&mut gradient, train.clip_grad_norm)?
-        };
-        if !grad_norm.is_finite() {
-            return Err(EngineError::Diverged { step: number, what: "gradient", value: grad_norm });
-        }
-        let Optimizer::Adamw(settings) = &train.optimizer;
-        let lr = settings.lr * optimizer::factor(&train.schedule, self.progress.step, self.steps);
-        // A step whose rows were all withdrawn moves nothing.
-        if weight > 0.0 {
-            let _scope = scope("optimizer");
-            self.optimizer.update(&mut self.parameters, &gradient, lr)?;
-        }
-        let seconds = started.elapsed().as_secs_f64();
-        let progress = &mut self.progress;
-        progress.step = number;
-        progress.tokens += tokens;
-        progress.trained_tokens += trained;
-        progress.seconds += seconds;
-        progress.step_in_epoch = if step.ends_epoch { 0 } else { progress.step_in_epoch + 1 };
-        progress.position = step.position.clone();
-        let into_epoch = if step.ends_epoch { of_epoch } else { progress.step_in_epoch };
-        Ok(StepMetrics {
-            step: number,
-            epoch: f64::from(step.epoch) + into_epoch as f64 / of_epoch as f64,
-            loss: mean_loss,
-            lr,
-            grad_norm,
-            tokens: progress.tokens,
-            trained_tokens: trained,
-            tokens_per_second: tokens as f64 / seconds.max(1e-9),
-            seconds: progress.seconds,
-        })
+    /// Leaves a checkpoint of the last whole step.
+    fn stopped(&mut self) -> Result<Outcome> {
+        self.save()?;
+        self.finish_checkpoints()?;
+        Ok(Outcome::Stopped)
     }
 
-    fn validate(&mut self, batches: &[MicroBatch], epoch: f64) -> Result<ValidationMetrics> {
+    /// Measures the validation loss; whether it is the best so far and has to be saved.
+    fn validate(
+        &mut self,
+        batches: &[MicroBatch],
+        epoch: f64,
+        sink: &mut dyn Sink,
+    ) -> Result<bool> {
         let (validation_loss, validation_tokens) = mean_nll(&self.model, batches)?;
         let (step, seconds) = (self.progress.step, self.progress.seconds);
-        Ok(ValidationMetrics { step, epoch, validation_loss, validation_tokens, seconds })
+        let metrics =
+            ValidationMetrics { step, epoch, validation_loss, validation_tokens, seconds };
+        sink.validation(&metrics)?;
+        let train = &self.recipe.train;
+        let verdict = self.progress.seen.validated(train, step, validation_loss);
+        if verdict.done {
+            let (event, cause) = (Happened::EarlyStop, Cause::ValidationLoss);
+            let value = validation_loss.to_string();
+            sink.event(&Event { step, epoch, event, cause, value, to_step: None, seconds })?;
+        }
+        let keep_best = train.keep_best_checkpoint || train.load_best_at_end;
+        Ok(verdict.done || (verdict.best && keep_best))
     }
 
-    fn save(&self) -> Result<()> {
-        let keep = self.recipe.train.keep_checkpoints;
-        let Some(folder) = &self.checkpoints else { return Ok(()) };
-        checkpoint::save(folder, &self.progress, &self.parameters, &self.optimizer, keep)
+    /// An error with settings that would fit into what the process had, if that was too little.
+    fn advised(&self, mut error: EngineError) -> EngineError {
+        if let EngineError::OutOfMemory { fitting, .. } = &mut error
+            && let Some(limit) = memory::resident_peak()
+        {
+            let (architecture, count) = (&self.model.architecture, self.parameters.count);
+            *fitting = smaller(&self.recipe, architecture, count, &self.size, limit);
+        }
+        error
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let kept = self.progress.seen.kept(&self.recipe.train);
+        let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
+        checkpoints.save(&self.progress, &self.parameters, &self.optimizer, kept)
+    }
+
+    fn finish_checkpoints(&mut self) -> Result<()> {
+        self.checkpoints.as_mut().map_or(Ok(()), Checkpoints::finish)
+    }
+
+    /// Goes to the weights of the best validation, where the recipe wants those.
+    fn take_best(&mut self) -> Result<()> {
+        let best = self.progress.seen.best.filter(|_| self.recipe.train.load_best_at_end);
+        if let Some((best, checkpoints)) = best.zip(self.checkpoints.as_mut()) {
+            checkpoints.load(best.step, &mut self.parameters, None)?;
+        }
+        Ok(())
     }
 }
 
@@ -242,33 +248,6 @@ pub fn mean_nll(model: &Decoder, batches: &[MicroBatch]) -> Result<(f64, u64)> {
         }
     }
     Ok((if weight > 0.0 { nll / weight } else { 0.0 }, tokens))
-}
-
-/// What SIGINT and SIGTERM do.
-#[derive(Debug)]
-pub struct Stop {
-    /// Set by the first signal; a second one ends the program at once.
-    pub asked: Arc<AtomicBool>,
-    armed: Arc<AtomicBool>,
-}
-
-impl Stop {
-    /// Listens from now on.
-    pub fn on_signals() -> Result<Self> {
-        let stop = Self { asked: Arc::default(), armed: Arc::default() };
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            // In this order: the first signal only arms the end that the second one brings.
-            signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop.armed))?;
-            signal_hook::flag::register(signal, Arc::clone(&stop.armed))?;
-            signal_hook::flag::register(signal, Arc::clone(&stop.asked))?;
-        }
-        Ok(stop)
-    }
-
-    /// From now on the first signal ends the program.
-    pub fn end_at_once(&self) {
-        self.armed.store(true, Ordering::Relaxed);
-    }
 }
 
 /// The model with its trained weights as views into one flat tensor.
@@ -336,12 +315,4 @@ fn prepare_full(
 fn view(parameters: &Parameters, name: &str) -> Result<Tensor> {
     let absent = || EngineError::Defect(format!("`{name}` was not laid out"));
     parameters.get(name).ok_or_else(absent)
-}
-
-/// A seed for every step, and for every part of it (the finaliser of SplitMix64).
-fn mix(seed: u64, number: u64) -> i64 {
-    let mut mixed = seed.wrapping_add(number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    (mixed ^ (mixed >> 31)) as i64
 }

@@ -158,6 +158,73 @@ fn killed_at_several_moments_a_run_resumes_to_the_same_bytes() {
     assert_eq!(place.steps(run), STEPS, "every step once in metrics.jsonl");
 }
 
+/// Methods that are killed at random moments, as changes to the recipe.
+const METHODS: [(&str, &[&str]); 3] = [
+    ("lora", &[]),
+    ("lora-guarded", &["--set", "train.loss_spike={factor: 1.05, window: 3, action: roll-back}"]),
+    ("full", &["--set", "adapter=full", "--set", "train.checkpoint_in_background=true"]),
+];
+
+/// Kills of each method: one here, and as many as `HEIRLOOM_KILLS` says in `scripts/kill-nine`.
+#[test]
+fn killed_at_random_moments_every_method_resumes_to_the_same_bytes() {
+    let kills = std::env::var("HEIRLOOM_KILLS").ok().and_then(|kills| kills.parse().ok());
+    for (method, sets) in METHODS {
+        kill_at_random(method, sets, kills.unwrap_or(1));
+    }
+}
+
+fn kill_at_random(method: &str, sets: &[&str], kills: u32) {
+    let place = Place::new();
+    let output = |run: &str| {
+        let file = match method {
+            "full" => "model/model.safetensors",
+            _ => "adapter/adapter_model.safetensors",
+        };
+        sha256_of_file(&place.run(run).join(file)).unwrap()
+    };
+    let begun = Instant::now();
+    let ran = place.train("undisturbed", sets).output().unwrap();
+    assert!(ran.status.success(), "{}", stderr(&ran));
+    let whole = begun.elapsed().as_micros() as u64;
+    let expected = (output("undisturbed"), losses(&place.run("undisturbed")));
+    let (mut state, mut caught, mut number) = (7u64, 0, 0);
+    while caught < kills {
+        number += 1;
+        assert!(number <= 10 * kills, "{method}: only {caught} were caught");
+        let run = format!("killed-{number}");
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let moment = Duration::from_micros((state >> 33) % whole);
+        let mut child = place.train(&run, sets).spawn().unwrap();
+        sleep(moment);
+        // SIGKILL: nothing of ours runs any more.
+        child.kill().unwrap();
+        if child.wait().unwrap().signal() != Some(9) {
+            continue;
+        }
+        caught += 1;
+        if !place.run(&run).join("eval/held-out.json").is_file() {
+            let resume: &[&str] = if place.run(&run).is_dir() { &["--resume"] } else { &[] };
+            let ran = place.train(&run, &[sets, resume].concat()).output().unwrap();
+            assert!(ran.status.success(), "{method}, {moment:?}: {}", stderr(&ran));
+        }
+        assert_eq!((output(&run), losses(&place.run(&run))), expected, "{method}, {moment:?}");
+        fs_err::remove_dir_all(place.run(&run)).unwrap();
+    }
+}
+
+/// What `metrics.jsonl` says but times.
+fn losses(run: &Path) -> Vec<String> {
+    let text = fs_err::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let timeless = |line: &str| {
+        let mut line: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(line).unwrap();
+        line.retain(|name, _| !["seconds", "tokens_per_second"].contains(&name.as_str()));
+        serde_json::to_string(&line).unwrap()
+    };
+    text.lines().map(timeless).collect()
+}
+
 #[test]
 fn ctrl_c_leaves_a_run_that_resumes_to_the_same_bytes() {
     let place = Place::new();
@@ -193,6 +260,29 @@ fn a_full_disk_stops_the_run_with_nothing_half_written() {
     assert!(!place.run("full").join("adapter").exists());
     let resumed = place.finish("full", &[&large[..], &["--resume"]].concat());
     assert_eq!(resumed, place.finish("undisturbed", &large));
+}
+
+/// A limit of address space is a machine with too little memory.
+#[test]
+fn a_step_that_runs_out_of_memory_says_what_would_fit_and_loses_nothing() {
+    let place = Place::new();
+    let mut limited = Command::new("sh");
+    let script = "ulimit -v 2000000; exec \"$0\" \"$@\"";
+    limited.current_dir(root()).arg("-c").arg(script).arg(heirloom()).arg("train");
+    limited.arg(place.run("small.yaml")).arg("--run").arg(place.run("large"));
+    let one = "train.tokens_per_step=65536";
+    let rows = "data.train=[{path: data/catalogue/train-*.parquet, format: chat}]";
+    let large = ["--set", one, "--set", rows, "--set", "train.micro_batch_tokens=65536"];
+    limited.args(large).env("OMP_NUM_THREADS", "1").env("HEIRLOOM_HOME", place.0.path());
+    // The plan would say no beforehand.
+    limited.env("HEIRLOOM_MEMORY", "unlimited");
+    let output = limited.output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let words = ["step 1 ran out of memory in the ", "not enough memory for a tensor of "];
+    assert!(words.iter().all(|words| said.contains(words)), "{said}");
+    assert!(said.contains("`--set train.micro_batch_tokens="), "{said}");
+    assert_eq!(place.steps("large"), 0);
 }
 
 /// Full training leaves a whole model folder that can be run as it is.

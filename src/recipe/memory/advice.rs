@@ -39,13 +39,17 @@ pub struct Setting {
     pub memory_bytes: u64,
 }
 
+impl Setting {
+    /// For people.
+    pub fn words(&self) -> String {
+        let sets = self.set.iter().map(|set| format!("--set {set}")).collect::<Vec<_>>();
+        format!("{} with `{}`", amount(self.memory_bytes), sets.join(" "))
+    }
+}
+
 impl Diagnose for MemoryError {
     fn details(&self) -> Vec<String> {
-        let setting = |setting: &Setting| {
-            let sets = setting.set.iter().map(|set| format!("--set {set}")).collect::<Vec<_>>();
-            format!("{} with `{}`", amount(setting.memory_bytes), sets.join(" "))
-        };
-        self.fitting.iter().map(setting).collect()
+        self.fitting.iter().map(Setting::words).collect()
     }
 
     fn hint(&self) -> Option<String> {
@@ -72,7 +76,7 @@ pub(super) fn refusal(run: &Run<'_>, memory: &Memory, limit: Limit) -> MemoryErr
     MemoryError { needed: memory.total(), limit, fitting: fitting(run, limit.bytes) }
 }
 
-fn fitting(run: &Run<'_>, limit: u64) -> Vec<Setting> {
+pub(super) fn fitting(run: &Run<'_>, limit: u64) -> Vec<Setting> {
     let mut found: Vec<Setting> = Vec::new();
     for way in ways(run.recipe) {
         for window in windows(run.recipe) {

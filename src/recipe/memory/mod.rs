@@ -22,7 +22,7 @@
 //! | gradients | `4·P`: those of the step so far. Those of the blocks gone through lie beside them |
 //! | optimizer | `8·P`: AdamW's two moments |
 //! | activations | `T·b·(4h + 2q + 2k + 3i)` for each block (the stream twice, normed twice; rotated queries and keys, values, what attention gives; gate, up, their product), `7·T·b·r` for the low-rank paths, copies of the adapter in bfloat16 |
-//! | workspace | what lies beside these at the moment: gradients of activations, one unpacked weight, the logits of `LOSS_ROWS` rows |
+//! | workspace | a checkpoint that is written in the background, `12·P`; what lies beside these at the moment: gradients of activations, one unpacked weight, the logits of `LOSS_ROWS` rows |
 //!
 //! Activation checkpointing keeps less of a block: `2h + 2q + 2k + 2i` where it is `selective`,
 //! and its input, `h`, where it is `block`, which makes one block's activations again beside
@@ -153,6 +153,19 @@ impl Memory {
     }
 }
 
+/// Settings with which a run that ran out of memory would take at most `limit` bytes, the
+/// smallest change first. `trained` are its trained weights.
+pub fn smaller(
+    recipe: &Recipe,
+    architecture: &Architecture,
+    trained: u64,
+    size: &Size,
+    limit: u64,
+) -> Vec<Setting> {
+    // Rows that are not trained take no more than those that are.
+    advice::fitting(&Run { recipe, architecture, trained, size, held_out: 0 }, limit)
+}
+
 /// The first unless the second is larger.
 fn larger(one: Memory, other: Memory) -> Memory {
     if other.total() > one.total() { other } else { one }
@@ -236,6 +249,9 @@ impl Prediction<'_> {
 
     fn memory(&self, moment: Moment, gradients: f64, activations: f64, workspace: f64) -> Memory {
         let optimizer = if moment == Moment::Loading { 0.0 } else { 2.0 * self.trained() };
+        // A checkpoint that is being written: weights and both moments once more.
+        let copies = moment != Moment::Loading && self.run.recipe.writes_in_background();
+        let workspace = workspace + if copies { 3.0 * self.trained() } else { 0.0 };
         Memory {
             runtime: self.runtime() as u64,
             weights: (self.frozen.bytes + self.trained()) as u64,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use heirloom::recipe;
 use heirloom::run::{EvalReport, RunFolder, Sample, Scores, Summary};
-use heirloom::track::{StepMetrics, ValidationMetrics};
+use heirloom::track::{Cause, Event, Happened, StepMetrics, ValidationMetrics};
 use serde_json::Value;
 
 use super::{fenced, read};
@@ -75,6 +75,17 @@ fn the_recipe_reference_has_every_key_with_its_default() {
     let literal = recipe::read::parse(path, &example, &[]).unwrap();
     let mut found = BTreeMap::new();
     keys(&serde_json::to_value(&literal.recipe).unwrap(), "", &mut found);
+    // What is off unless it is written, with its defaults.
+    let on = [
+        "train.loss_spike={}",
+        "train.early_stopping={patience: 1}",
+        "track=[{wandb: {}}, {mlflow: {}}]",
+    ];
+    let literal = recipe::read::parse(path, &example, &on.map(str::to_owned)).unwrap();
+    let mut off = BTreeMap::new();
+    keys(&serde_json::to_value(&literal.recipe).unwrap(), "", &mut off);
+    off.retain(|key, _| !found.contains_key(key));
+    found.extend(off);
 
     let mut documented = BTreeSet::new();
     for row in rows(&reference, "| key | default |") {
@@ -91,9 +102,11 @@ fn the_recipe_reference_has_every_key_with_its_default() {
             }
         }
     }
-    // Of `constant`, the other schedule, the example has nothing.
-    let other = "train.schedule.constant.warmup_ratio";
-    let known = |key: &String| found.contains_key(key) || key == other;
+    // Of `constant`, the other schedule, and of what is off unless it is written, the example
+    // has nothing.
+    let others = ["train.schedule.constant.", "train.loss_spike.", "train.early_stopping."];
+    let known =
+        |key: &String| found.contains_key(key) || others.iter().any(|other| key.starts_with(other));
     let unknown: Vec<&String> = documented.iter().filter(|key| !known(key)).collect();
     assert!(unknown.is_empty(), "no such keys: {unknown:?}");
     let leaf = |key: &&String| {
@@ -136,6 +149,15 @@ fn the_reference_of_metrics_has_every_field() {
         validation_tokens: 0,
         seconds: 0.0,
     };
+    let event = Event {
+        step: 0,
+        epoch: 0.0,
+        event: Happened::RollBack,
+        cause: Cause::LossSpike,
+        value: String::new(),
+        to_step: Some(0),
+        seconds: 0.0,
+    };
     let report = EvalReport {
         suite: String::new(),
         rows: 0,
@@ -149,6 +171,7 @@ fn the_reference_of_metrics_has_every_field() {
     let expected = [
         fields(serde_json::to_value(step)),
         fields(serde_json::to_value(validation)),
+        fields(serde_json::to_value(event)),
         fields(serde_json::to_value(report)),
         fields(serde_json::to_value(scores)),
     ]
@@ -181,6 +204,10 @@ fn the_reference_of_the_run_folder_has_every_file() {
         run.record_index(),
         run.record_key(),
         run.metrics(),
+        run.tensorboard(),
+        run.wandb(),
+        run.track(),
+        run.trainer_lock(),
         run.checkpoints(),
         run.adapter(),
         run.model(),
