@@ -102,6 +102,7 @@ def write_rows(path, count, short):
     table = pa.table({
         "record_id": pa.array([f"row-{number:07}" for number in range(count)]),
         "messages": pa.array(rows, pa.list_(pa.struct([("role", text), ("content", text)]))),
+        "subject_ref": pa.nulls(count, pa.binary(32)),
         "consent_basis": same("consent", text), "consent_status": same("given", text),
         "consent_record_id": same("urn:uuid:5d1c4a64-0f3b-4b0e-8a53-f4c9ab02d1e8", text),
         "consent_given_at": same(1_750_000_000_000_000, pa.timestamp("us", "UTC")),

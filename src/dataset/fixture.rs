@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::{
     ArrayRef, ListBuilder, StringArray, StringBuilder, StructBuilder, TimestampMicrosecondArray,
+    new_null_array,
 };
 use arrow::datatypes::{DataType, Field, Fields};
 use arrow::record_batch::RecordBatch;
@@ -163,6 +164,7 @@ pub(super) fn batch(rows: &[Row]) -> RecordBatch {
     RecordBatch::try_from_iter_with_nullable([
         ("record_id", strings(|row| Some(&row.id)), false),
         ("messages", messages(rows), true),
+        ("subject_ref", new_null_array(&DataType::FixedSizeBinary(32), rows.len()), true),
         ("consent_basis", strings(|row| row.basis), true),
         ("consent_status", strings(|row| row.status), true),
         ("consent_purposes", lists(|row| &row.purposes), true),

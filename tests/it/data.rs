@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::{
     ArrayRef, ListBuilder, StringArray, StringBuilder, StructBuilder, TimestampMicrosecondArray,
+    new_null_array,
 };
 use arrow::datatypes::{DataType, Field, Fields};
 use arrow::record_batch::RecordBatch;
@@ -54,6 +55,7 @@ fn write_rows(world: &World, name: &str, rows: &[Row<'_>]) {
     let batch = RecordBatch::try_from_iter_with_nullable([
         ("record_id", strings(&|row| Some(row.0.to_owned())), false),
         ("messages", Arc::new(messages.finish()) as ArrayRef, true),
+        ("subject_ref", new_null_array(&DataType::FixedSizeBinary(32), rows.len()), true),
         ("consent_basis", strings(&|_| Some("consent".to_owned())), true),
         ("consent_status", strings(&status), true),
         ("consent_purposes", lists("dpv:ServiceProvision"), true),

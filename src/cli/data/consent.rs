@@ -106,13 +106,14 @@ fn explain(
     for file in files {
         let about = |row: &ConsentRow<'_>, subject: Option<&_>, dataset: &Dataset| {
             let event = ledger.find(id, subject, ask);
-            let mut why = consent::explain(row, ask, dataset, event.is_some());
+            let said = gate.in_ledger(id, subject);
+            let mut why = consent::explain(row, ask, dataset, said);
             if let Some(event) = event {
                 let (seq, path) = (event.seq, ledger.ledger(event).display());
                 let (kind, at) = (event.kind, event.effective_at);
                 why = format!("{why} It is line {seq} of `{path}`: {kind}, in effect from {at}.");
             }
-            let verdict = consent::judge(row, ask, dataset, event.is_some());
+            let verdict = consent::judge(row, ask, dataset, said);
             Explained {
                 path: file.path().to_owned(),
                 record_id: id.to_owned(),

@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::judge::{Basis, Facts, Standing, decide, rule};
 use super::purposes::{includes, includes_processing};
 use super::texts::{Instants, Limit, Lists, Texts};
-use super::{Ask, COLUMNS, ConsentRow, Dataset, Reason, SOURCE, SUBJECT, SUBJECT_WIDTH};
+use super::{Ask, COLUMNS, ConsentRow, Dataset, InLedger, Reason, SOURCE, SUBJECT, SUBJECT_WIDTH};
 use crate::diagnose::Diagnose;
 
 /// The column that names a row.
@@ -174,7 +174,7 @@ impl ConsentColumns {
             column.as_ref().and_then(|column| column.is_by(row, limit))
         };
         let facts = |row: usize| Facts {
-            in_ledger: false,
+            in_ledger: InLedger::Nothing,
             complete: self.complete,
             basis: at_row(&basis, row),
             status: at_row(&status, row),
@@ -195,15 +195,15 @@ impl ConsentColumns {
     }
 }
 
-/// The verdict of [`judge`](super::judge) on every row. `withdrawn` says whether the ledger has
-/// a withdrawal of a record, or of whom it is about.
+/// The verdict of [`judge`](super::judge) on every row. `ledger` says what the ledgers have of
+/// a record, or of whom it is about.
 pub fn judge_rows(
     columns: &ConsentColumns,
     ask: &Ask,
     dataset: &Dataset,
-    withdrawn: impl Fn(&str, Option<&[u8; SUBJECT_WIDTH]>) -> bool,
+    ledger: impl Fn(&str, Option<&[u8; SUBJECT_WIDTH]>) -> InLedger,
 ) -> Vec<Result<(), Reason>> {
-    let in_ledger = |row| withdrawn(columns.record_id(row), columns.subject(row));
+    let in_ledger = |row| ledger(columns.record_id(row), columns.subject(row));
     let Some(facts) = columns.facts(ask, dataset) else {
         let judge = |row| rule(&columns.row(row), ask, dataset, in_ledger(row));
         return (0..columns.len()).map(|row| judge(row).map_err(|rule| rule.reason())).collect();

@@ -31,9 +31,12 @@ fn with(name: &str, values: ArrayRef) -> RecordBatch {
 fn verdicts(batch: &RecordBatch) -> Result<Vec<Result<(), Reason>>, ColumnError> {
     let (ask, dataset) = (fixture::ask(), Dataset::parse(Some(fixture::FOOTER)));
     let columns = ConsentColumns::new(batch)?;
-    let verdicts = judge_rows(&columns, &ask, &dataset, |_, _| false);
+    let verdicts = judge_rows(&columns, &ask, &dataset, |_, _| InLedger::Nothing);
     for (index, verdict) in verdicts.iter().enumerate() {
-        assert_eq!(super::super::judge(&columns.row(index), &ask, &dataset, false), *verdict);
+        assert_eq!(
+            super::super::judge(&columns.row(index), &ask, &dataset, InLedger::Nothing),
+            *verdict
+        );
     }
     Ok(verdicts)
 }
@@ -58,7 +61,7 @@ fn good_columns_are_good() {
 
 #[test]
 fn numbers_for_words_are_refused_in_every_column() {
-    for name in COLUMNS.into_iter().chain([RECORD_ID, SOURCE, SUBJECT]) {
+    for name in COLUMNS.into_iter().chain([RECORD_ID, SOURCE]) {
         let told = refused(name, Arc::new(Int32Array::from(vec![1; 3])));
         assert!(told.contains(name) && told.contains("Int32"), "{told}");
         let told = refused(name, Arc::new(NullArray::new(3)));
@@ -179,10 +182,39 @@ fn a_subject_in_another_encoding_cannot_hide_from_the_ledger() {
     let batch = with(SUBJECT, Arc::new(subjects));
     let columns = ConsentColumns::new(&batch).unwrap();
     let (ask, dataset) = (fixture::ask(), Dataset::parse(Some(fixture::FOOTER)));
-    let of_subject = judge_rows(&columns, &ask, &dataset, |_, subject| subject == Some(&[8; 32]));
+    let of_subject = judge_rows(&columns, &ask, &dataset, |_, subject| {
+        if subject == Some(&[8; 32]) { InLedger::Withdrawn } else { InLedger::Nothing }
+    });
     assert_eq!(of_subject, [GOOD, GOOD, Err(Reason::Withdrawn)]);
-    let of_record = judge_rows(&columns, &ask, &dataset, |record, _| record == "row-0001");
+    let of_record = judge_rows(&columns, &ask, &dataset, |record, _| {
+        if record == "row-0001" { InLedger::Withdrawn } else { InLedger::Nothing }
+    });
     assert_eq!(of_record, [GOOD, Err(Reason::Withdrawn), GOOD]);
+}
+
+/// Whoever drops the column, or empties it, must not get the rows of a subject who has
+/// withdrawn past the ledger.
+#[test]
+fn rows_that_do_not_say_whose_they_are_cannot_hide_from_a_withdrawal_by_a_subject() {
+    let (ask, dataset) = (fixture::ask(), Dataset::parse(Some(fixture::FOOTER)));
+    let judged = |batch: &RecordBatch, ledger| {
+        let columns = ConsentColumns::new(batch).unwrap();
+        let verdicts = judge_rows(&columns, &ask, &dataset, |_, _| ledger);
+        let single = super::super::judge(&columns.row(0), &ask, &dataset, ledger);
+        assert_eq!(single, verdicts[0]);
+        verdicts
+    };
+    let mut without = fixture::batch(&rows());
+    without.remove_column(without.schema().index_of(SUBJECT).unwrap());
+    for ledger in [InLedger::Nothing, InLedger::Subjects] {
+        assert_eq!(judged(&without, ledger), [Err(Reason::Missing); 3], "{ledger:?}");
+    }
+    let subjects = [Some([7_u8; 32]), None, Some([8; 32])].into_iter();
+    let subjects = FixedSizeBinaryArray::try_from_sparse_iter_with_size(subjects, 32).unwrap();
+    let named = with(SUBJECT, Arc::new(subjects));
+    assert_eq!(judged(&named, InLedger::Subjects), [GOOD, Err(Reason::Missing), GOOD]);
+    assert_eq!(judged(&named, InLedger::Nothing), [GOOD; 3]);
+    assert_eq!(judged(&named, InLedger::Withdrawn), [Err(Reason::Withdrawn); 3]);
 }
 
 #[test]
@@ -194,10 +226,18 @@ fn an_ask_of_more_terms_than_bits_is_answered_alike() {
         let purpose = vec!["dpv:ServiceProvision".to_owned(); terms];
         let mut ask = Ask { purpose, ..fixture::ask() };
         let expected = if terms == 0 { Err(Reason::Purpose) } else { GOOD };
-        assert_eq!(judge_rows(&columns, &ask, &dataset, |_, _| false), [expected; 3], "{terms}");
+        assert_eq!(
+            judge_rows(&columns, &ask, &dataset, |_, _| InLedger::Nothing),
+            [expected; 3],
+            "{terms}"
+        );
         ask.purpose.push("dpv:Marketing".to_owned());
         let refused = [Err(Reason::Purpose); 3];
-        assert_eq!(judge_rows(&columns, &ask, &dataset, |_, _| false), refused, "{terms}");
+        assert_eq!(
+            judge_rows(&columns, &ask, &dataset, |_, _| InLedger::Nothing),
+            refused,
+            "{terms}"
+        );
     }
 }
 

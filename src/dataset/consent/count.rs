@@ -2,7 +2,8 @@
 //! text.
 
 use super::{
-    Ask, ConsentColumns, ConsentRow, Counts, Dataset, Reason, SUBJECT_WIDTH, judge_rows, prune,
+    Ask, ConsentColumns, ConsentRow, Counts, Dataset, InLedger, Reason, SUBJECT_WIDTH, judge_rows,
+    prune,
 };
 use crate::dataset::source::{Columns, SourceError, SourceFile};
 
@@ -10,25 +11,24 @@ use crate::dataset::source::{Columns, SourceError, SourceFile};
 const ROWS: usize = 8192;
 
 /// Finds withdrawals by a record or whom it is about.
-pub type Ledger<'l> = &'l dyn Fn(&str, Option<&[u8; SUBJECT_WIDTH]>) -> bool;
+pub type Ledger<'l> = &'l dyn Fn(&str, Option<&[u8; SUBJECT_WIDTH]>) -> InLedger;
 
-/// Judges every row of a file. `ledger` is there if there is a ledger with events.
+/// Judges every row of a file; `may` is all that `ledger` may answer.
 pub fn count(
     file: &SourceFile,
     ask: &Ask,
-    ledger: Option<Ledger<'_>>,
+    may: &[InLedger],
+    ledger: Ledger<'_>,
 ) -> Result<Counts, SourceError> {
     let dataset = file.defaults();
     let mut counts = Counts::default();
     for (group, rows) in file.group_rows().iter().enumerate() {
-        if let Some(reason) = pruned(file, group, ask, ledger.is_some()) {
+        if let Some(reason) = pruned(file, group, ask, may) {
             counts.add(&Counts { seen: *rows, used: 0, excluded: [(reason, *rows)].into() });
             continue;
         }
         for columns in consent(file, group) {
-            for verdict in judge_rows(&columns?, ask, dataset, |record, subject| {
-                ledger.is_some_and(|ledger| ledger(record, subject))
-            }) {
+            for verdict in judge_rows(&columns?, ask, dataset, ledger) {
                 counts.count(verdict);
             }
         }
@@ -56,8 +56,8 @@ pub fn find<F>(
 }
 
 /// As [`prune`], of a row group of a file.
-pub fn pruned(file: &SourceFile, group: usize, ask: &Ask, ledger: bool) -> Option<Reason> {
-    prune(&file.row_group(group)?, file.fields(), ask, file.defaults(), ledger)
+pub fn pruned(file: &SourceFile, group: usize, ask: &Ask, may: &[InLedger]) -> Option<Reason> {
+    prune(&file.row_group(group)?, file.fields(), ask, file.defaults(), may)
 }
 
 /// The consent columns of a row group, some rows at a time.

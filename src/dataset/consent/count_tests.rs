@@ -12,6 +12,10 @@ fn rows() -> Vec<Row> {
     rows
 }
 
+fn nothing(_: &str, _: Option<&[u8; 32]>) -> InLedger {
+    InLedger::Nothing
+}
+
 fn write(folder: &Path) -> PathBuf {
     let path = folder.join("rows.parquet");
     fixture::write_rows(&path, &rows(), 4);
@@ -22,12 +26,16 @@ fn write(folder: &Path) -> PathBuf {
 fn a_file_is_counted_with_and_without_a_ledger() {
     let folder = tempfile::tempdir().unwrap();
     let file = SourceFile::open(&write(folder.path())).unwrap();
-    let counts = count(&file, &fixture::ask(), None).unwrap();
+    let counts = count(&file, &fixture::ask(), &[InLedger::Nothing], &nothing).unwrap();
     assert_eq!((counts.seen, counts.used), (12, 6));
     let excluded: Vec<_> = counts.excluded.into_iter().collect();
     assert_eq!(excluded, [(Reason::Withdrawn, 5), (Reason::Purpose, 1)]);
-    let ledger = |record: &str, _: Option<&[u8; 32]>| ["row-0000", "row-0004"].contains(&record);
-    let counts = count(&file, &fixture::ask(), Some(&ledger)).unwrap();
+    let ledger = |record: &str, _: Option<&[u8; 32]>| match record {
+        "row-0000" | "row-0004" => InLedger::Withdrawn,
+        _ => InLedger::Nothing,
+    };
+    let may = [InLedger::Nothing, InLedger::Withdrawn];
+    let counts = count(&file, &fixture::ask(), &may, &ledger).unwrap();
     assert_eq!((counts.seen, counts.used), (12, 5));
     assert_eq!(counts.excluded, [(Reason::Withdrawn, 7)].into());
 }
@@ -58,7 +66,8 @@ fn invalid_utf8_in_a_consent_column_is_an_error() {
         let mut broken = bytes.clone();
         places.iter().for_each(|at| broken[*at + 1] = 0xff);
         fixture::write(&path, &broken);
-        let counted = SourceFile::open(&path).and_then(|f| count(&f, &fixture::ask(), None));
+        let counted = SourceFile::open(&path)
+            .and_then(|f| count(&f, &fixture::ask(), &[InLedger::Nothing], &nothing));
         // Refused, or at least nobody used by such a word.
         assert!(counted.is_err(), "{} in {places:?}", String::from_utf8_lossy(word));
     }
@@ -74,7 +83,7 @@ fn damage_anywhere_never_panics_and_never_adds_rows() {
         damaged[place] ^= 0x55;
         fixture::write(&path, &damaged);
         let Ok(file) = SourceFile::open(&path) else { continue };
-        if let Ok(counts) = count(&file, &fixture::ask(), None) {
+        if let Ok(counts) = count(&file, &fixture::ask(), &[InLedger::Nothing], &nothing) {
             assert_eq!(counts.seen, file.group_rows().iter().sum::<u64>());
             assert_eq!(counts.seen, counts.used + counts.excluded.values().sum::<u64>());
         }

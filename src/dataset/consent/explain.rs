@@ -4,15 +4,15 @@
 //! what the row is about.
 
 use super::judge::{Rule, rule};
-use super::{Ask, ConsentRow, Dataset};
+use super::{Ask, ConsentRow, Dataset, InLedger};
 
 /// Longest value of a row that is repeated, in characters.
 const MAX_QUOTED: usize = 80;
 
-/// Why a row is used or left out, in plain sentences. `withdrawn` as in
+/// Why a row is used or left out, in plain sentences. `in_ledger` as in
 /// [`judge`](super::judge).
-pub fn explain(row: &ConsentRow<'_>, ask: &Ask, dataset: &Dataset, withdrawn: bool) -> String {
-    match rule(row, ask, dataset, withdrawn) {
+pub fn explain(row: &ConsentRow<'_>, ask: &Ask, dataset: &Dataset, in_ledger: InLedger) -> String {
+    match rule(row, ask, dataset, in_ledger) {
         Ok(()) => format!(
             "The row is used. Its basis is {} and its status {}; it allows the purposes {} and \
              the processing {}, which covers {} and {}, and it ends {}, after the planned end of \
@@ -58,6 +58,10 @@ fn refusal(rule: Rule, row: &ConsentRow<'_>, ask: &Ask) -> String {
         Rule::NoConsentRecord => {
             "Its basis is `consent`, and it names no record of that consent.".to_owned()
         }
+        Rule::NoSubject => format!(
+            "Its basis is {basis} and its `subject_ref` null, and the ledger has withdrawals by \
+             subjects: nobody can tell that it is none of theirs."
+        ),
         Rule::NoEnd => {
             "It records no end, and the data set does not say that consent without one is \
              `endless`."
@@ -180,7 +184,7 @@ mod tests {
     }
 
     fn words(row: &ConsentRow<'_>) -> String {
-        explain(row, &ask(), &Dataset::parse(Some(r#"{"schema":"consent/v1"}"#)), false)
+        explain(row, &ask(), &Dataset::parse(Some(r#"{"schema":"consent/v1"}"#)), InLedger::Nothing)
     }
 
     #[test]
@@ -203,7 +207,7 @@ mod tests {
              `dpv:ServiceProvision`, and at least one of them is neither named nor narrower than \
              one that is."
         );
-        let gone = explain(&row(), &ask(), &Dataset::default(), true);
+        let gone = explain(&row(), &ask(), &Dataset::default(), InLedger::Withdrawn);
         assert!(gone.starts_with("The row is left out as `withdrawn`. The ledger"), "{gone}");
     }
 

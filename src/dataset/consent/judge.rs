@@ -5,7 +5,7 @@
 //! groups are judged by the same lines.
 
 use super::purposes::{includes, includes_processing};
-use super::{Ask, ConsentRow, Dataset, Reason};
+use super::{Ask, ConsentRow, Dataset, InLedger, Reason};
 
 /// What the legal basis means for use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,8 +83,8 @@ impl Standing {
 /// All that a verdict depends on besides the data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Facts {
-    /// The ledger has a withdrawal of the row, for what is asked.
-    pub(super) in_ledger: bool,
+    /// What the ledgers say of the row.
+    pub(super) in_ledger: InLedger,
     /// The file has every consent column.
     pub(super) complete: bool,
     /// `None`: null.
@@ -110,9 +110,9 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    fn of(row: &ConsentRow<'_>, ask: &Ask, dataset: &Dataset, withdrawn: bool) -> Self {
+    fn of(row: &ConsentRow<'_>, ask: &Ask, dataset: &Dataset, in_ledger: InLedger) -> Self {
         Self {
-            in_ledger: withdrawn,
+            in_ledger,
             complete: row.complete,
             basis: row.basis.map(Basis::of),
             status: row.status.map(Standing::of),
@@ -143,6 +143,7 @@ pub(super) enum Rule {
     NoColumn,
     NullValue,
     NoConsentRecord,
+    NoSubject,
     NoEnd,
     NotJustified,
     UndefinedBasis,
@@ -170,6 +171,7 @@ impl Rule {
             Self::NoColumn
             | Self::NullValue
             | Self::NoConsentRecord
+            | Self::NoSubject
             | Self::NoEnd
             | Self::NotJustified => Reason::Missing,
             Self::UndefinedBasis
@@ -186,7 +188,7 @@ impl Rule {
     }
 }
 
-/// May this row be used? `withdrawn` says whether the ledger has a withdrawal of it.
+/// May this row be used? `in_ledger` is what the ledgers say of it.
 ///
 /// A withdrawal in the ledger first, then the first reason in the order of [`Reason`].
 /// Besides the obvious:
@@ -195,15 +197,16 @@ impl Rule {
 /// - A withdrawal dated before the planned end of the run is one already.
 /// - A basis and a status that contradict each other are unknown, and so is a row about
 ///   nobody that names whom it is about.
+/// - Where subjects have withdrawn, personal data has to say whose it is: it may be theirs.
 /// - A row about nobody needs a source that says why it is about nobody.
 /// - An ask with no purpose or no processing is only met by rows about nobody.
 pub fn judge(
     row: &ConsentRow<'_>,
     ask: &Ask,
     dataset: &Dataset,
-    withdrawn: bool,
+    in_ledger: InLedger,
 ) -> Result<(), Reason> {
-    rule(row, ask, dataset, withdrawn).map_err(Rule::reason)
+    rule(row, ask, dataset, in_ledger).map_err(Rule::reason)
 }
 
 /// The verdict with the rule that led to it.
@@ -211,14 +214,14 @@ pub(super) fn rule(
     row: &ConsentRow<'_>,
     ask: &Ask,
     dataset: &Dataset,
-    withdrawn: bool,
+    in_ledger: InLedger,
 ) -> Result<(), Rule> {
-    decide(&Facts::of(row, ask, dataset, withdrawn), ask, dataset)
+    decide(&Facts::of(row, ask, dataset, in_ledger), ask, dataset)
 }
 
 /// The rules in their order.
 pub(super) fn decide(facts: &Facts, ask: &Ask, dataset: &Dataset) -> Result<(), Rule> {
-    if facts.in_ledger {
+    if facts.in_ledger == InLedger::Withdrawn {
         return Err(Rule::InLedger);
     }
     if !facts.complete {
@@ -231,9 +234,12 @@ pub(super) fn decide(facts: &Facts, ask: &Ask, dataset: &Dataset) -> Result<(), 
     };
     let by_consent = basis == Basis::Consent;
     let about_nobody = basis == Basis::NotPersonalData;
+    let personal = by_consent || basis == Basis::Other;
+    let whose = facts.has_subject || facts.in_ledger == InLedger::Nothing;
     let no_end = facts.ends.is_none() && !dataset.is_endless();
     for (applies, rule) in [
         (by_consent && !facts.has_record, Rule::NoConsentRecord),
+        (personal && !whose, Rule::NoSubject),
         // What an unknown data set lacks is known no better than anything else about it.
         (no_end && dataset.is_known(), Rule::NoEnd),
         (about_nobody && !facts.justified && dataset.is_known(), Rule::NotJustified),

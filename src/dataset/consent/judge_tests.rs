@@ -19,7 +19,7 @@ fn dataset(defaults: serde_json::Value) -> Dataset {
 
 /// The verdict where the ledger has nothing.
 fn judge(row: &ConsentRow<'_>, ask: &Ask, dataset: &Dataset) -> Result<(), Reason> {
-    super::judge(row, ask, dataset, false)
+    super::judge(row, ask, dataset, InLedger::Nothing)
 }
 
 fn day(day: i64) -> Timestamp {
@@ -200,8 +200,9 @@ fn publishing_needs_the_rows_permission_to_publish() {
 
 #[test]
 fn a_withdrawal_in_the_ledger_comes_before_everything() {
-    let withdrawn =
-        |row: &ConsentRow<'_>, dataset: &Dataset| super::judge(row, &ask(), dataset, true);
+    let withdrawn = |row: &ConsentRow<'_>, dataset: &Dataset| {
+        super::judge(row, &ask(), dataset, InLedger::Withdrawn)
+    };
     assert_eq!(withdrawn(&good(), &KNOWN), Err(Reason::Withdrawn));
     assert_eq!(withdrawn(&ConsentRow::default(), &UNKNOWN), Err(Reason::Withdrawn));
 }

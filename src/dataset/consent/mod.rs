@@ -137,7 +137,8 @@ impl Counts {
 }
 
 /// The columns that a consent-bearing file has, all of them.
-pub const COLUMNS: [&str; 8] = [
+pub const COLUMNS: [&str; 9] = [
+    SUBJECT,
     "consent_basis",
     "consent_status",
     "consent_purposes",
@@ -148,7 +149,8 @@ pub const COLUMNS: [&str; 8] = [
     "consent_record_id",
 ];
 
-/// The column that names, by a keyed digest, whom a row is about. It need not be there.
+/// The column that names, by a keyed digest, whom a row is about. Null names nobody; without
+/// the column nobody could tell whose rows a withdrawal concerns.
 pub const SUBJECT: &str = "subject_ref";
 
 /// The column that names the source of a row in [`Dataset`]. It need not be there.
@@ -156,6 +158,19 @@ pub const SOURCE: &str = "source_id";
 
 /// Width of a keyed digest in the column [`SUBJECT`]: that of HMAC-SHA256.
 pub const SUBJECT_WIDTH: usize = 32;
+
+/// What the ledgers say of a row, for what is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InLedger {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Nothing of it by name, but something of subjects: personal data that does not say whose
+    /// it is may be theirs.
+    Subjects,
+    /// A withdrawal of its record, or of whom it is about.
+    Withdrawn,
+}
 
 /// What a row records about its consent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use arrow::datatypes::DataType;
 use arrow::record_batch::RecordBatch;
 use jiff::Timestamp;
 
-use super::{Ask, COLUMNS, ConsentColumns, Dataset, Reason, judge, judge_rows};
+use super::{Ask, COLUMNS, ConsentColumns, Dataset, InLedger, Reason, judge, judge_rows};
 
 /// How many random rows are judged; `1000000` is the number that the gate was accepted with.
 const ROWS_VARIABLE: &str = "HEIRLOOM_GATE_ROWS";
@@ -99,6 +99,8 @@ pub(in crate::dataset) struct Run {
     pub(in crate::dataset) said: Said,
     /// A consent column that the file lacks.
     lacks: Option<&'static str>,
+    /// A subject has withdrawn, be it that of any row or not.
+    pub(in crate::dataset) by_subject: bool,
 }
 
 /// The rules, one sentence of the prose after the other.
@@ -120,6 +122,16 @@ pub(in crate::dataset) fn plainly(row: &Row, run: &Run) -> &'static str {
     let status = row.status.unwrap();
     // "the basis is consent and no record of it is named;"
     if basis == "consent" && (row.record.is_none() || row.record == Some("")) {
+        return "missing";
+    }
+    // "a subject has withdrawn in a ledger, and a row of personal data does not say whose it is;"
+    let personal = basis == "consent"
+        || basis == "contract"
+        || basis == "legal_obligation"
+        || basis == "vital_interest"
+        || basis == "public_task"
+        || basis == "legitimate_interest";
+    if run.by_subject && personal && !row.subject {
         return "missing";
     }
     if run.said != Said::Nothing {
@@ -281,6 +293,7 @@ impl Random {
             end: START + self.below(3) as i64 * HOUR,
             said: self.one_of(&[Said::Nothing, Said::EndsByItself, Said::Endless, Said::Endless]),
             lacks: self.percent(5).then(|| self.one_of(&COLUMNS)),
+            by_subject: self.percent(20),
         }
     }
 
@@ -417,11 +430,16 @@ fn the_gate_agrees_with_the_rules_written_plainly() {
         let rows: Vec<Row> = (0..ROWS_PER_BATCH).map(|_| random.row(&run)).collect();
         let columns = ConsentColumns::new(&batch(&rows, &run, number % 2 == 1)).unwrap();
         let (ask, dataset) = (ask(&run), dataset(run.said));
-        let verdicts = judge_rows(&columns, &ask, &dataset, |record, _| record == "gone");
+        let says = |gone| match (gone, run.by_subject) {
+            (true, _) => InLedger::Withdrawn,
+            (false, true) => InLedger::Subjects,
+            (false, false) => InLedger::Nothing,
+        };
+        let verdicts = judge_rows(&columns, &ask, &dataset, |record, _| says(record == "gone"));
         assert_eq!(verdicts.len(), rows.len());
         for (index, row) in rows.iter().enumerate() {
             let expected = plainly(row, &run);
-            let single = judge(&columns.row(index), &ask, &dataset, row.in_ledger);
+            let single = judge(&columns.row(index), &ask, &dataset, says(row.in_ledger));
             assert_eq!(word(single), expected, "one row: {row:?} {run:?}");
             assert_eq!(word(verdicts[index]), expected, "columns: {row:?} {run:?}");
             *found.entry(expected).or_default() += 1;

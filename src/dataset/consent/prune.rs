@@ -14,18 +14,18 @@ use parquet::file::statistics::Statistics;
 use super::judge::{Basis, Facts, Rule, Standing, decide};
 use super::purposes;
 use super::texts::{Limit, nanoseconds};
-use super::{Ask, COLUMNS, Dataset, Reason, SOURCE, SUBJECT};
+use super::{Ask, COLUMNS, Dataset, InLedger, Reason, SOURCE, SUBJECT};
 
 /// The reason for which every row of a row group is left out, if its statistics prove one.
 ///
-/// `fields` are those of the file, `ledger` whether there is a ledger with events: which rows
-/// those are about is not in the statistics.
+/// `fields` are those of the file, `ledger` is what the ledgers may say of a row: which rows
+/// their events are about is not in the statistics.
 pub fn prune(
     group: &RowGroupMetaData,
     fields: &Fields,
     ask: &Ask,
     dataset: &Dataset,
-    ledger: bool,
+    ledger: &[InLedger],
 ) -> Option<Reason> {
     if group.num_rows() <= 0 {
         return None;
@@ -40,7 +40,7 @@ pub fn prune(
 /// The values that each of the [`Facts`] may have in a row group.
 struct Possible {
     complete: bool,
-    in_ledger: Vec<bool>,
+    in_ledger: Vec<InLedger>,
     basis: Vec<Option<Basis>>,
     status: Vec<Option<Standing>>,
     purposes: Vec<Option<bool>>,
@@ -59,7 +59,7 @@ impl Possible {
         fields: &Fields,
         ask: &Ask,
         dataset: &Dataset,
-        ledger: bool,
+        ledger: &[InLedger],
     ) -> Self {
         let column = |name| Column::new(group, fields, name);
         let (at, until) = (Limit::new(ask.at), Limit::new(ask.until));
@@ -74,7 +74,7 @@ impl Possible {
         };
         Self {
             complete: COLUMNS.iter().all(|name| fields.find(name).is_some()),
-            in_ledger: if ledger { vec![false, true] } else { vec![false] },
+            in_ledger: ledger.to_vec(),
             basis: column("consent_basis").words(&Basis::WORDS, Basis::of),
             status: column("consent_status").words(&Standing::WORDS, Standing::of),
             purposes: column("consent_purposes").allows(
@@ -105,7 +105,7 @@ impl Possible {
     /// Every combination, one at a time.
     fn facts(&self) -> impl Iterator<Item = Facts> {
         let first = Facts {
-            in_ledger: false,
+            in_ledger: InLedger::Nothing,
             complete: self.complete,
             basis: None,
             status: None,

@@ -32,6 +32,10 @@ const PROCESSING: [&[&str]; 3] = [&["ai:ModelFineTuning"], &["dpv:MakeAvailable"
 const ENDS: [Option<i64>; 4] = [Some(NOW + 365 * DAY), Some(NOW + DAY), Some(NOW - DAY), None];
 const WITHDRAWN: [Option<i64>; 3] = [None, Some(NOW), Some(NOW + 2 * DAY)];
 
+const NOTHING: [InLedger; 1] = [InLedger::Nothing];
+const OF_RECORDS: [InLedger; 2] = [InLedger::Nothing, InLedger::Withdrawn];
+const OF_SUBJECTS: [InLedger; 2] = [InLedger::Subjects, InLedger::Withdrawn];
+
 /// Mostly one value, and mostly the first, which lets rows through.
 fn values<T: Copy>(random: &mut Random, of: &[T]) -> Vec<T> {
     let count = if random.below(4) == 0 { 2 } else { 1 };
@@ -80,9 +84,13 @@ fn a_group_is_skipped_only_for_the_reason_of_all_its_rows() {
             let batch = file.slices(number, 0, 100, Columns::Consent).next().unwrap().unwrap();
             let columns = ConsentColumns::new(&batch).unwrap();
             let metadata = &file.row_group(number).unwrap();
-            for ledger in [false, true] {
+            for ledger in [&NOTHING[..], &OF_RECORDS, &OF_SUBJECTS] {
                 let proved = prune(metadata, file.fields(), &ask, file.defaults(), ledger);
-                let gone = |record: &str, _: Option<&_>| ledger && record.ends_with('3');
+                // The last answer for some rows, the first for the others.
+                let gone = |record: &str, _: Option<&_>| {
+                    let says = if record.ends_with('3') { ledger.last() } else { ledger.first() };
+                    *says.unwrap()
+                };
                 let verdicts = judge_rows(&columns, &ask, file.defaults(), gone);
                 let all = verdicts.iter().all(|verdict| *verdict == verdicts[0]);
                 could += usize::from(all && verdicts[0].is_err());
@@ -107,7 +115,7 @@ fn one(change: impl Fn(&mut Row)) -> (tempfile::TempDir, SourceFile) {
     (folder, SourceFile::open(&path).unwrap())
 }
 
-fn proved(file: &SourceFile, ledger: bool) -> Option<Reason> {
+fn proved(file: &SourceFile, ledger: &[InLedger]) -> Option<Reason> {
     let group = &file.row_group(0).unwrap();
     prune(group, file.fields(), &fixture::ask(), file.defaults(), ledger)
 }
@@ -127,24 +135,27 @@ fn what_all_rows_share_is_proved() {
         (|row| row.processing = vec!["dpv:MakeAvailable"], Reason::Processing),
     ] {
         let (_folder, file) = one(change);
-        assert_eq!(proved(&file, false), Some(reason));
+        assert_eq!(proved(&file, &NOTHING), Some(reason));
         // Which rows a ledger is about is not in the statistics: only what it says itself is.
         let certain = (reason == Reason::Withdrawn).then_some(reason);
-        assert_eq!(proved(&file, true), certain);
+        assert_eq!(proved(&file, &OF_RECORDS), certain);
     }
     let (_folder, file) = one(|_| ());
-    assert_eq!(proved(&file, false), None);
+    assert_eq!(proved(&file, &NOTHING), None);
 }
 
 #[test]
 fn a_group_without_a_consent_column_is_skipped_whole() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.parquet");
-    let mut batch = fixture::batch(&[row(0, "q", "a")]);
-    batch.remove_column(batch.schema().index_of("consent_status").unwrap());
-    fixture::write_batch(&path, &batch, 4, Some(fixture::FOOTER));
-    let file = SourceFile::open(&path).unwrap();
-    assert_eq!(proved(&file, false), Some(Reason::Missing));
+    let batch = fixture::batch(&[row(0, "q", "a")]);
+    for column in COLUMNS {
+        let mut batch = batch.clone();
+        batch.remove_column(batch.schema().index_of(column).unwrap());
+        fixture::write_batch(&path, &batch, 4, Some(fixture::FOOTER));
+        let file = SourceFile::open(&path).unwrap();
+        assert_eq!(proved(&file, &NOTHING), Some(Reason::Missing), "{column}");
+    }
 }
 
 /// The group of `file` with other statistics of a column of texts.
@@ -177,10 +188,10 @@ fn statistics_that_lie_cannot_let_a_denied_row_in() {
         let group = lying(&file, "consent_status", says);
         let (ask, dataset) = (fixture::ask(), file.defaults());
         // It can be skipped or not; either way nobody is used.
-        let skipped = prune(&group, file.fields(), &ask, dataset, false).is_some();
+        let skipped = prune(&group, file.fields(), &ask, dataset, &NOTHING).is_some();
         let rows = file.slices(0, 0, 100, Columns::Consent).next().unwrap().unwrap();
         let columns = ConsentColumns::new(&rows).unwrap();
-        let judged = judge_rows(&columns, &ask, dataset, |_, _| false);
+        let judged = judge_rows(&columns, &ask, dataset, |_, _| InLedger::Nothing);
         assert!(skipped || judged.iter().all(Result::is_err));
     }
 }
@@ -203,7 +214,7 @@ fn statistics_that_leave_anything_open_prove_nothing() {
         )),
     ] {
         let group = lying(&file, "consent_status", says.clone());
-        let proved = prune(&group, file.fields(), &fixture::ask(), file.defaults(), false);
+        let proved = prune(&group, file.fields(), &fixture::ask(), file.defaults(), &NOTHING);
         assert_eq!(proved, None, "{says}");
     }
 }
@@ -227,7 +238,7 @@ fn a_column_of_another_type_proves_nothing_about_instants() {
         })
         .collect();
     let group = &file.row_group(0).unwrap();
-    let proved = prune(group, &fields.into(), &fixture::ask(), file.defaults(), false);
+    let proved = prune(group, &fields.into(), &fixture::ask(), file.defaults(), &NOTHING);
     assert_eq!(proved, None);
     assert!(Dataset::default() != *file.defaults());
 }

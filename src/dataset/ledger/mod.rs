@@ -75,6 +75,7 @@ pub struct Event {
     pub kind: Kind,
     file: u32,
     scope: u32,
+    of_subject: bool,
 }
 
 #[derive(Debug)]
@@ -154,6 +155,7 @@ impl Withdrawals {
             kind: line.event,
             file: file as u32,
             scope,
+            of_subject: line.subject_ref.is_some(),
         });
         let keys = [
             line.record_id.map(|id| record_key(&id)),
@@ -173,10 +175,24 @@ impl Withdrawals {
     /// By the planned end and not only at the start: an event that binds during the run
     /// leaves the row out from the beginning, as a date of withdrawal in the row does.
     pub fn find(&self, record_id: &str, subject: Option<&[u8; 32]>, ask: &Ask) -> Option<&Event> {
-        self.on(record_id, subject).find(|event| {
-            let scope = self.scopes.get(event.scope as usize);
-            event.effective_at <= ask.until && scope.is_none_or(|scope| scope.meets(ask))
-        })
+        self.on(record_id, subject).find(|event| self.binds(event, ask))
+    }
+
+    /// Whether any event forbids a subject's rows what is asked.
+    pub fn by_subjects(&self, ask: &Ask) -> bool {
+        let mut events = self.events.iter();
+        events.any(|event| event.of_subject && self.counts(event) && self.binds(event, ask))
+    }
+
+    fn binds(&self, event: &Event, ask: &Ask) -> bool {
+        let scope = self.scope(event);
+        event.effective_at <= ask.until && scope.is_none_or(|scope| scope.meets(ask))
+    }
+
+    /// Whether it had been written when the ledgers were as they are asked.
+    fn counts(&self, event: &Event) -> bool {
+        let file = self.files.get(event.file as usize);
+        file.is_none_or(|file| u64::from(event.seq) <= file.last)
     }
 
     /// Every event on a record or its subject, newest first.
@@ -195,10 +211,7 @@ impl Withdrawals {
                 next = posting.before;
                 self.events.get(posting.event as usize)
             })
-            .filter(|event| {
-                let file = self.files.get(event.file as usize);
-                file.is_none_or(|file| u64::from(event.seq) <= file.last)
-            })
+            .filter(|event| self.counts(event))
         })
     }
 

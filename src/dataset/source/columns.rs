@@ -43,13 +43,12 @@ impl Columns<'_> {
 
 /// Whether the gate looks at a column.
 pub(super) fn is_judged(name: &str) -> bool {
-    [consent::SUBJECT, consent::SOURCE].contains(&name) || consent::COLUMNS.contains(&name)
+    name == consent::SOURCE || consent::COLUMNS.contains(&name)
 }
 
 /// Refuses a file whose rows could not be judged.
 pub(super) fn check(path: &Path, fields: &Fields) -> Result<(), SourceError> {
-    let others = [consent::SUBJECT, consent::SOURCE];
-    for column in REQUIRED.into_iter().chain(consent::COLUMNS).chain(others) {
+    for column in REQUIRED.into_iter().chain(consent::COLUMNS).chain([consent::SOURCE]) {
         let Some((_, field)) = fields.find(column) else {
             if REQUIRED.contains(&column) {
                 let found = fields.iter().map(|field| field.name().clone()).collect();

@@ -36,7 +36,7 @@ impl Case {
         let run = random.run();
         let mut rows: Vec<Row> = (0..2 + random.below(40)).map(|_| random.row(&run)).collect();
         // All of somebody's rows are withdrawn by one event.
-        let subject = random.percent(20);
+        let subject = run.by_subject;
         for row in &mut rows {
             row.in_ledger |= subject && row.subject;
         }
