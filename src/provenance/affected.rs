@@ -5,8 +5,8 @@
 //! digest: a run's base is a model of ours where every file of the base's weights is one of
 //! the model's. Does not own where that is remembered ([`super::registry`]).
 //!
-//! An answer is never "no" for want of knowledge: where the index of a run is gone, that is
-//! the answer.
+//! An answer is never "no" for want of knowledge: where the index of a run is gone, or is not
+//! the one that the run committed to, that is the answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::registry::{Registry, RegistryError, ReleaseEntry};
+use super::tree::check_index;
 use crate::dataset::consent::Ask;
 use crate::dataset::ledger::{Digest, Withdrawals};
 use crate::diagnose::Diagnose;
@@ -246,13 +247,18 @@ fn own(known: &Known, run: &str, question: &Question<'_>) -> Own {
     if !index.is_file() {
         return Own::CannotTell(format!("its `{}` is gone", index::FILE));
     }
-    let ask = match Lock::read(&RunFolder::new(folder).lock()) {
+    let run = RunFolder::new(folder);
+    let ask = match Lock::read(&run.lock()) {
         Ok(lock) => Ask { until: Timestamp::MAX, ..lock.ask },
         Err(error) => return Own::CannotTell(error.to_string()),
     };
     match index::look_up(&index, question, &ask) {
+        // Whoever takes a row out of an index hides it; nobody adds one to be hit.
         Ok(found) if found.used > 0 => Own::Used(found.used),
-        Ok(found) => Own::NotUsed(found.left_out),
+        Ok(found) => match check_index(&run) {
+            Ok(()) => Own::NotUsed(found.left_out),
+            Err(error) => Own::CannotTell(format!("its index cannot be believed: {error}")),
+        },
         Err(why) => Own::CannotTell(why),
     }
 }

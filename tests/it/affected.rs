@@ -2,38 +2,49 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, FixedSizeBinaryArray, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, AsArray as _, BooleanArray, RecordBatch, StringArray};
+use arrow::compute::filter_record_batch;
 use fs_err as fs;
 use heirloom::files::sha256_of_bytes;
+use heirloom::provenance::tree::{Key, Row, TreeWriter};
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 
 use crate::withdrawals::{LEDGER, withdraw};
 use crate::world::World;
 
-/// The index that a run keeps of its rows, with two records of one subject.
+/// What a run keeps of its rows, with two records of one subject.
 fn write_index(world: &World, run: &str) {
-    let records = ["alpha", "beta", "gamma"];
-    let subjects = [Some([7_u8; 32]), Some([7; 32]), None].into_iter();
-    let subjects = FixedSizeBinaryArray::try_from_sparse_iter_with_size(subjects, 32).unwrap();
-    let digests = FixedSizeBinaryArray::try_from_iter([[1_u8; 32]; 3].into_iter()).unwrap();
-    let digests: ArrayRef = Arc::new(digests);
-    let reasons = [None, Some("withdrawn"), None];
-    let batch = RecordBatch::try_from_iter_with_nullable([
-        ("record_id", Arc::new(StringArray::from_iter_values(records)) as ArrayRef, false),
-        ("subject_ref", Arc::new(subjects), true),
-        ("token", Arc::clone(&digests), false),
-        ("salt", Arc::clone(&digests), false),
-        ("digest", digests, true),
-        ("used", Arc::new(BooleanArray::from(vec![true, false, true])), false),
-        ("reason", Arc::new(StringArray::from_iter(reasons)), true),
-    ]);
-    let batch = batch.unwrap();
+    let mut tree = TreeWriter::new(&world.path(run), Key::random().unwrap()).unwrap();
+    for (record_id, subject, left_out) in [
+        ("alpha", Some([7; 32]), None),
+        ("beta", Some([7; 32]), Some("withdrawn")),
+        ("gamma", None, None),
+    ] {
+        tree.add(&Row { record_id, subject, salt: None, digest: Some([1; 32]), left_out }).unwrap();
+    }
+    tree.finish().unwrap();
+}
+
+/// Writes the index of a run anew, with other rows in it.
+fn forge(world: &World, forged: impl Fn(&RecordBatch) -> RecordBatch) {
+    let path = world.path("runs/small/record_index.parquet");
+    let file = fs::File::open(&path).unwrap().into_parts().0;
+    let mut rows = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
+    let batch = forged(&rows.next().unwrap().unwrap());
     let mut bytes = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
     writer.write(&batch).unwrap();
     writer.close().unwrap();
-    world.write(&format!("{run}/record_index.parquet"), bytes);
+    world.write("runs/small/record_index.parquet", bytes);
+}
+
+/// The rows with a column replaced.
+fn with(rows: &RecordBatch, name: &str, values: ArrayRef) -> RecordBatch {
+    let mut columns = rows.columns().to_vec();
+    columns[rows.schema().index_of(name).unwrap()] = values;
+    RecordBatch::try_new(rows.schema(), columns).unwrap()
 }
 
 /// A run of full training as it is once trained, which begins as runs do.
@@ -148,6 +159,45 @@ fn a_moved_run_is_found_again_and_a_gone_one_is_never_clear() {
     assert_eq!((status, &answer["clear"]), (Some(1), &json!([])));
     assert_eq!(answer["unknown"][0]["why"], "its `record_index.parquet` is gone");
     assert_eq!(answer["unknown"][0]["models"].as_array().unwrap().len(), 1);
+}
+
+/// A row taken out of the index, marked as not used, or given another name: the run has
+/// committed to it all the same.
+#[test]
+fn an_index_that_contradicts_the_root_of_its_run_is_never_clear() {
+    let alpha = |rows: &RecordBatch| -> Vec<bool> {
+        let ids = rows.column_by_name("record_id").unwrap().as_string::<i32>();
+        ids.iter().map(|id| id == Some("alpha")).collect()
+    };
+    let others = |rows: &RecordBatch| alpha(rows).into_iter().map(|is| !is).collect::<Vec<_>>();
+    type Forged<'a> = &'a dyn Fn(&RecordBatch) -> RecordBatch;
+    let forged: [(&str, Forged<'_>); 3] = [
+        ("taken out", &|rows| filter_record_batch(rows, &others(rows).into()).unwrap()),
+        ("not used", &|rows| {
+            let used = rows.column_by_name("used").unwrap().as_boolean();
+            let used = used.values().iter().zip(others(rows)).map(|(used, other)| used && other);
+            with(rows, "used", Arc::new(BooleanArray::from(used.collect::<Vec<_>>())))
+        }),
+        ("renamed", &|rows| {
+            let ids = rows.column_by_name("record_id").unwrap().as_string::<i32>();
+            let ids = ids.iter().map(|id| if id == Some("alpha") { Some("omega") } else { id });
+            with(rows, "record_id", Arc::new(ids.collect::<StringArray>()))
+        }),
+    ];
+    for (how, forged) in forged {
+        let world = trained();
+        forge(&world, |rows| rows.clone());
+        let (status, answer) = affected(&world, &["--record", "beta"]);
+        assert_eq!((status, answer["clear"].as_array().unwrap().len()), (Some(0), 1), "{how}");
+        forge(&world, forged);
+        let (status, answer) = affected(&world, &["--record", "alpha"]);
+        assert_eq!((status, &answer["clear"]), (Some(1), &json!([])), "{how}");
+        let why = answer["unknown"][0]["why"].as_str().unwrap();
+        assert!(why.starts_with("its index cannot be believed: "), "{how}: {why}");
+    }
+    let world = trained();
+    fs::remove_file(world.path("runs/small/record_tree.json")).unwrap();
+    assert_eq!(affected(&world, &["--record", "nobody"]).0, Some(1));
 }
 
 #[test]

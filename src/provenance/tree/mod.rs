@@ -50,7 +50,7 @@ pub use error::TreeError;
 pub use hexed::{hash_from_hex, token_from_hex};
 pub use index::{Index, IndexRow};
 pub use proof::{Beside, Evidence, MAX_PROOF_BYTES, Opened, PROOF_SCHEMA, Proof};
-pub use prove::prove;
+pub use prove::{check_index, prove};
 pub use writer::{Row, TreeWriter};
 
 use crate::files::{hex, read_bounded, write_atomically, write_privately_with};

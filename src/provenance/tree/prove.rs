@@ -18,13 +18,7 @@ pub fn prove(
     record_id: &str,
     reveal_key: bool,
 ) -> Result<(Proof, Vec<IndexRow>), TreeError> {
-    let tree = Commitment::read(&run.record_tree())?;
-    let key = Key::read(&run.record_key())?;
-    if key.id() != tree.key_id {
-        let (found, expected) = (key.id(), tree.key_id);
-        return Err(TreeError::OtherKey { path: run.record_key(), found, expected });
-    }
-    let index = Index::open(&run.record_index())?;
+    let (tree, key, index) = open(run)?;
     let token = key.token(record_id);
     let rows = index.find(&token)?;
     let around = Around::find(&index, &token, &tree)?;
@@ -32,6 +26,48 @@ pub fn prove(
     let key = reveal_key.then(|| KeyText(*key.bytes()));
     let record_id = record_id.to_owned();
     Ok((Proof { schema: PROOF_SCHEMA.to_owned(), record_id, token, tree, proof, key }, rows))
+}
+
+/// Checks that the index of `run` gives the root that the run committed to, and that every
+/// row in it bears the id that its token was made of.
+///
+/// Whom a row is about is not in the tree, and neither are rows that were not used.
+pub fn check_index(run: &RunFolder) -> Result<(), TreeError> {
+    let (tree, key, index) = open(run)?;
+    let mut grown = Growing::default();
+    index.each_leaf(|leaf| grown.push(leaf_hash(&leaf)))?;
+    is_of(&index, &grown, &tree)?;
+    index.each(|row| {
+        if row.token == key.token(&row.record_id) {
+            return Ok(());
+        }
+        let what = "a row bears another id than its token was made of".to_owned();
+        Err(TreeError::Index { path: index.path().to_owned(), what })
+    })
+}
+
+/// What a run keeps of its tree.
+fn open(run: &RunFolder) -> Result<(Commitment, Key, Index), TreeError> {
+    let tree = Commitment::read(&run.record_tree())?;
+    let key = Key::read(&run.record_key())?;
+    if key.id() != tree.key_id {
+        let (found, expected) = (key.id(), tree.key_id);
+        return Err(TreeError::OtherKey { path: run.record_key(), found, expected });
+    }
+    Ok((tree, key, Index::open(&run.record_index())?))
+}
+
+/// Whether the leaves of an index are those of a tree.
+fn is_of(index: &Index, grown: &Growing, tree: &Commitment) -> Result<(), TreeError> {
+    if (grown.size(), grown.root()) == (tree.size, tree.root) {
+        return Ok(());
+    }
+    let said = |size, root: &Hash| format!("{size} leaves with the root {}", hex(root));
+    Err(TreeError::OtherTree {
+        path: index.path().to_owned(),
+        found: said(grown.size(), &grown.root()),
+        expected: said(tree.size, &tree.root),
+    })
 }
 
 /// Where a token is, or would be.
@@ -51,14 +87,7 @@ impl Around {
             equal += u64::from(found == *token);
             grown.push(leaf_hash(&leaf));
         })?;
-        let said = |size, root: &Hash| format!("{size} leaves with the root {}", hex(root));
-        if (grown.size(), grown.root()) != (tree.size, tree.root) {
-            return Err(TreeError::OtherTree {
-                path: index.path().to_owned(),
-                found: said(grown.size(), &grown.root()),
-                expected: said(tree.size, &tree.root),
-            });
-        }
+        is_of(index, &grown, tree)?;
         Ok(Self { below, equal })
     }
 
