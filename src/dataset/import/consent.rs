@@ -40,6 +40,9 @@ pub(super) struct RowConsent {
     pub(super) model_generated: Option<String>,
 }
 
+/// Fields that hold several words.
+const LISTS: [&str; 2] = ["purposes", "processing"];
+
 /// Knows the consent of rows.
 #[derive(Debug)]
 pub(super) struct Consents {
@@ -253,7 +256,8 @@ impl Consents {
         let value = mapping.column.as_deref().and_then(|column| look_up(row, column));
         let Some(value) = value.filter(|value| !is_nothing(value)) else { return Ok(None) };
         let found = match value {
-            Value::Array(items) => {
+            // A list is not one word, however many words are in it.
+            Value::Array(items) if LISTS.contains(&field) => {
                 items.iter().map(word).collect::<Option<Vec<_>>>().ok_or_else(undefined)?
             }
             one => vec![word(one).ok_or_else(undefined)?],
@@ -322,7 +326,7 @@ fn is_nothing(value: &Value) -> bool {
 
 fn word(value: &Value) -> Option<String> {
     match value {
-        Value::String(text) => Some(text.trim().to_owned()),
+        Value::String(text) => Some(text.clone()),
         Value::Bool(_) | Value::Number(_) => Some(value.to_string()),
         _ => None,
     }

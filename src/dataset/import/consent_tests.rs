@@ -138,6 +138,30 @@ fn a_value_that_nobody_defined_is_no_yes() {
     }
 }
 
+/// The gate takes neither for the word, and so must not the import.
+#[test]
+fn a_list_of_one_word_and_a_word_with_spaces_around_it_are_not_the_word() {
+    let world = World::new();
+    let consents = by_columns(&world);
+    for (key, word, field) in [
+        ("from", "letters", "source"),
+        ("user", "anna", "subject"),
+        ("law", "consent", "basis"),
+        ("agreed", "yes", "status"),
+        ("until", "2027-01-01", "expires_at"),
+        ("form", "urn:x:1", "consent_record_id"),
+    ] {
+        of(&consents, with(key, json!(word))).unwrap();
+        let spaced = [format!(" {word}"), format!("{word} "), format!("\t{word}\n")];
+        for value in spaced.iter().map(|text| json!(text)).chain([json!([word]), json!([])]) {
+            let refused = of(&consents, with(key, value.clone())).unwrap_err();
+            assert_eq!(refused, (Reason::UndefinedValue, field.to_owned()), "{key}: {value}");
+        }
+    }
+    let listed = of(&consents, with("uses", json!(["dpv:Marketing"]))).unwrap();
+    assert_eq!(listed.purposes, ["dpv:Marketing"]);
+}
+
 #[test]
 fn what_is_not_said_is_not_made_up() {
     let world = World::new();

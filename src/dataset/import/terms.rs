@@ -113,7 +113,8 @@ pub(super) fn is_defined(field: &str, word: &str) -> bool {
         "special_category" => category(word).is_some(),
         "purposes" | "processing" => term(field, word).is_some(),
         "given_at" | "expires_at" | "withdrawn_at" => instant(word).is_some(),
-        _ => !word.trim().is_empty(),
+        // Two ids that differ by a space would be two people to a withdrawal.
+        _ => !word.is_empty() && word.trim() == word,
     }
 }
 
@@ -144,7 +145,6 @@ pub(super) fn offered(field: &str, word: &str) -> String {
 
 /// An instant with its zone, or a day, which begins at midnight UTC.
 pub(super) fn instant(text: &str) -> Option<Timestamp> {
-    let text = text.trim();
     text.parse().ok().or_else(|| {
         // `Date` would also read the day of an instant without a zone.
         let date = text.parse::<Date>().ok().filter(|date| date.to_string() == text)?;
