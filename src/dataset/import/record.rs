@@ -11,7 +11,7 @@ use std::path::Path;
 
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::super::source;
@@ -22,6 +22,18 @@ use crate::json::{self, Fault};
 
 /// Largest file of records, in bytes.
 const MAX_BYTES: u64 = 16 << 20;
+
+/// Terms that limit what they stand at and are not understood here. Where one stands at what a
+/// record permits, nobody can tell how much it does.
+const LIMITS: [&str; 7] = [
+    "dpv:hasRule",
+    "dpv:hasProhibition",
+    "dpv:hasObligation",
+    "odrl:prohibition",
+    "odrl:obligation",
+    "odrl:constraint",
+    "dct:valid",
+];
 
 /// What a record says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +84,8 @@ fn parse(path: &Path, bytes: &[u8], records: &mut Records) -> Result<(), ImportE
         found = true;
         let id = node.get("@id").and_then(Value::as_str).filter(|id| !id.is_empty());
         let id = id.ok_or_else(|| wrong("it has no `@id`"))?;
-        if records.insert(id.to_owned(), record(node, digest)).is_some() {
+        let understood = compact(node).and_then(|node| record(&node, digest));
+        if records.insert(id.to_owned(), understood).is_some() {
             return Err(wrong("another file has a record of the same `@id`"));
         }
     }
@@ -90,10 +103,6 @@ fn record(node: &Value, digest: [u8; 32]) -> Option<Record> {
     let events: Option<Vec<Event>> =
         items_of(node, "dpv:hasConsentStatus").into_iter().map(event).collect();
     let mut events = events?;
-    // Of events whose time nobody knows, none is the latest.
-    if events.len() > 1 && events.iter().any(|event| event.at.is_none()) {
-        return None;
-    }
     events.sort_by_key(|event| event.at);
     let latest = events.last()?;
     if events.iter().rev().skip(1).any(|e| e.at == latest.at && e.status != latest.status) {
@@ -101,7 +110,16 @@ fn record(node: &Value, digest: [u8; 32]) -> Option<Record> {
     }
     let permits = |event: &&Event| matches!(event.status, "given" | "renewed");
     let given = events.iter().rev().find(permits);
-    let (purposes, processing) = processes(node)?;
+    let processes = processes(node)?;
+    if is_limited(node) || processes.iter().any(|process| is_limited(process)) {
+        return None;
+    }
+    // What is agreed to ends with the first of what it consists of.
+    let mut ends: Vec<Timestamp> = given.iter().filter_map(|event| event.expires_at).collect();
+    for part in processes.iter().copied().chain([node]) {
+        ends.extend(end_of(part, given.map(|event| event.at))?);
+    }
+    let (purposes, processing) = together(&processes)?;
     let notice = node.get("dpv:hasNotice").and_then(id).map(str::to_owned);
     let stands = permits(&latest);
     Some(Record {
@@ -109,9 +127,9 @@ fn record(node: &Value, digest: [u8; 32]) -> Option<Record> {
         status: latest.status,
         purposes,
         processing,
-        given_at: given.and_then(|event| event.at),
-        expires_at: given.and_then(|event| event.expires_at),
-        withdrawn_at: if stands || given.is_none() { None } else { latest.at },
+        given_at: given.map(|event| event.at),
+        expires_at: ends.into_iter().min(),
+        withdrawn_at: if stands || given.is_none() { None } else { Some(latest.at) },
         notice,
         digest,
     })
@@ -119,23 +137,34 @@ fn record(node: &Value, digest: [u8; 32]) -> Option<Record> {
 
 struct Event {
     status: &'static str,
-    at: Option<Timestamp>,
+    at: Timestamp,
     expires_at: Option<Timestamp>,
 }
 
+/// One without an instant is none: nobody can tell whether it is the latest, nor what its
+/// duration is counted from.
 fn event(node: &Value) -> Option<Event> {
     let types = types(node);
     let mut statuses = types.iter().filter_map(|term| terms::status(term));
     let status = statuses.next().filter(|_| statuses.next().is_none())?;
-    let at = match node.get("dpv:isIndicatedAtTime") {
-        Some(at) => Some(terms::instant(text(at)?)?),
-        None => None,
-    };
+    let at = terms::instant(text(node.get("dpv:isIndicatedAtTime")?)?)?;
+    if is_limited(node) {
+        return None;
+    }
+    Some(Event { status, at, expires_at: end_of(node, Some(at))? })
+}
+
+fn is_limited(node: &Value) -> bool {
+    LIMITS.iter().any(|limit| node.get(limit).is_some())
+}
+
+/// The first end of the durations that stand at `node`.
+fn end_of(node: &Value, from: Option<Timestamp>) -> Option<Option<Timestamp>> {
     let mut ends = Vec::new();
     for duration in items_of(node, "dpv:hasDuration") {
-        ends.extend(end(duration, at)?);
+        ends.extend(end(duration, from)?);
     }
-    Some(Event { status, at, expires_at: ends.into_iter().min() })
+    Some(ends.into_iter().min())
 }
 
 /// When a duration ends: `Some(None)` where it never does, `None` where nobody can tell.
@@ -157,23 +186,29 @@ pub(super) fn after(from: Timestamp, length: &str) -> Option<Timestamp> {
     Some(from.to_zoned(TimeZone::UTC).checked_add(length).ok()?.timestamp())
 }
 
+/// The processes of a record that concern models. Processing that is of no concern here
+/// (collecting, storing) does not make a process one of them.
+fn processes(node: &Value) -> Option<Vec<&Value>> {
+    let mut found = Vec::new();
+    for process in items_of(node, "dpv:hasProcess") {
+        let done = ids(process.get("dpv:hasProcessing"))?;
+        if done.iter().any(|term| terms::is_of_models(term)) {
+            found.push(process);
+        }
+    }
+    Some(found)
+}
+
 /// Purposes and processing that are allowed together.
 ///
 /// Columns cannot say "this purpose with that processing", so that of several processes only
-/// the purposes that all of them have are taken. Processing that is of no concern here
-/// (collecting, storing) does not make a process one of them.
-fn processes(node: &Value) -> Option<(Vec<String>, Vec<String>)> {
+/// the purposes that all of them have are taken.
+fn together(processes: &[&Value]) -> Option<(Vec<String>, Vec<String>)> {
     let mut purposes: Option<BTreeSet<String>> = None;
     let mut processing = BTreeSet::new();
-    for process in items_of(node, "dpv:hasProcess") {
-        let mut done = BTreeSet::new();
-        for term in ids(process.get("dpv:hasProcessing"))? {
-            done.extend(terms::is_of_models(&term).then_some(term));
-        }
-        if done.is_empty() {
-            continue;
-        }
-        processing.append(&mut done);
+    for process in processes {
+        let done = ids(process.get("dpv:hasProcessing"))?;
+        processing.extend(done.into_iter().filter(|term| terms::is_of_models(term)));
         let named = ids(process.get("dpv:hasPurpose"))?;
         let named: Option<BTreeSet<String>> =
             named.iter().map(|term| terms::term("purposes", term)).collect();
@@ -202,6 +237,24 @@ fn types(node: &Value) -> BTreeSet<String> {
     items_of(node, "@type").into_iter().filter_map(Value::as_str).map(terms::curie).collect()
 }
 
+/// The same with the prefixes that are used here, as keys, too; `None` where that gives one
+/// key twice.
+fn compact(value: &Value) -> Option<Value> {
+    Some(match value {
+        Value::Object(object) => {
+            let mut made = Map::new();
+            for (key, value) in object {
+                if made.insert(terms::curie(key), compact(value)?).is_some() {
+                    return None;
+                }
+            }
+            Value::Object(made)
+        }
+        Value::Array(items) => Value::Array(items.iter().map(compact).collect::<Option<_>>()?),
+        other => other.clone(),
+    })
+}
+
 /// What a reference refers to: `"x"` or `{"@id": "x"}`.
 fn id(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("@id")?.as_str())
@@ -209,7 +262,12 @@ fn id(value: &Value) -> Option<&str> {
 
 fn ids(value: Option<&Value>) -> Option<Vec<String>> {
     let items = value.map(items).unwrap_or_default();
-    items.into_iter().map(|item| id(item).map(terms::curie)).collect()
+    let id = |item: &Value| {
+        // A term for a time only, say, is another term.
+        let whole = !is_limited(item) && item.get("dpv:hasDuration").is_none();
+        whole.then(|| id(item).map(terms::curie))?
+    };
+    items.into_iter().map(id).collect()
 }
 
 fn text(value: &Value) -> Option<&str> {

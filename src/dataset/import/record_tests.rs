@@ -99,6 +99,61 @@ fn what_cannot_be_understood_is_unclear_and_never_a_yes() {
     );
 }
 
+fn limited(at: &str, key: &str, value: &Value) -> Option<Record> {
+    of(|node| {
+        let part = node.pointer_mut(at).unwrap();
+        part.as_object_mut().unwrap().insert(key.to_owned(), value.clone());
+    })
+}
+
+/// Where a record says it: of the whole, of the process, of the event.
+const PARTS: [&str; 3] = ["", "/dpv:hasProcess", "/dpv:hasConsentStatus/0"];
+
+#[test]
+fn a_duration_beside_the_event_is_not_passed_over() {
+    for key in ["dpv:hasDuration", "https://w3id.org/dpv#hasDuration"] {
+        for at in &PARTS[..2] {
+            // Half a year after it was given, long before the end that the event names.
+            let ends = |value: Value| limited(at, key, &value).and_then(|record| record.expires_at);
+            assert_eq!(ends(json!("P6M")), terms::instant("2026-07-02"), "{at} {key}");
+            assert_eq!(ends(json!("P60Y")), terms::instant("2027-01-02"), "{at} {key}");
+            let until = json!({"@type": "dpv:UntilTimeDuration", "dct:valid": "2026-03-01"});
+            assert_eq!(ends(until), terms::instant("2026-03-01"), "{at} {key}");
+            for unclear in [json!({"@type": "dpv:UntilEventDuration"}), json!("a while")] {
+                assert_eq!(limited(at, key, &unclear), None, "{at} {key} {unclear}");
+            }
+        }
+    }
+    // Twice at the event, under two names.
+    assert_eq!(limited(PARTS[2], "https://w3id.org/dpv#hasDuration", &json!("P6M")), None);
+    let purpose = json!({"@id": "dpv:CommercialPurpose", "dpv:hasDuration": "P1D"});
+    assert_eq!(of(|node| node["dpv:hasProcess"]["dpv:hasPurpose"] = purpose), None);
+}
+
+#[test]
+fn a_prohibition_in_a_record_is_not_passed_over() {
+    let rule = json!({"@type": "dpv:Prohibition", "dpv:hasProcessing": "ai:ModelFineTuning"});
+    for at in PARTS {
+        for key in [
+            "dpv:hasRule",
+            "https://w3id.org/dpv#hasRule",
+            "dpv:hasProhibition",
+            "odrl:prohibition",
+            "http://purl.org/dc/terms/valid",
+        ] {
+            assert_eq!(limited(at, key, &rule), None, "{at} {key}");
+        }
+    }
+}
+
+#[test]
+fn consent_that_nobody_can_date_is_unclear() {
+    for status in ["dpv:ConsentGiven", "dpv:RenewedConsentGiven", "dpv:ConsentWithdrawn"] {
+        let event = json!({"@type": status, "dpv:hasDuration": {"@type": "dpv:EndlessDuration"}});
+        assert_eq!(of(|node| node["dpv:hasConsentStatus"] = event), None, "{status}");
+    }
+}
+
 #[test]
 fn a_purpose_of_one_process_does_not_spread_to_another() {
     let record = of(|node| {
@@ -119,7 +174,8 @@ fn a_purpose_of_one_process_does_not_spread_to_another() {
 fn the_specimen_of_the_guide_is_read_whole_or_in_a_graph() {
     let graph = json!({"@graph": [
         {"@id": "urn:uuid:1", "@type": "https://w3id.org/dpv#ConsentRecord",
-         "dpv:hasConsentStatus": {"@type": "https://w3id.org/dpv#ConsentGiven"}},
+         "dpv:hasConsentStatus": {"@type": "https://w3id.org/dpv#ConsentGiven",
+                                  "dpv:isIndicatedAtTime": "2026-01-02T00:00:00Z"}},
         {"@id": "https://example.org/", "@type": "dpv:DataController"},
     ]});
     let mut records = Records::new();
@@ -127,7 +183,7 @@ fn the_specimen_of_the_guide_is_read_whole_or_in_a_graph() {
     parse(Path::new("r.jsonld"), &bytes, &mut records).unwrap();
     let record = records["urn:uuid:1"].as_ref().unwrap();
     assert_eq!((record.status, record.basis), ("given", "consent"));
-    assert!(record.purposes.is_empty() && record.given_at.is_none());
+    assert!(record.purposes.is_empty() && record.expires_at.is_none());
     let again = parse(Path::new("r.jsonld"), &bytes, &mut records).unwrap_err();
     assert!(again.to_string().contains("the same `@id`"), "{again}");
     let twice = "{\"@type\": \"dpv:ConsentWithdrawn\", \"@type\": \"dpv:ConsentRecord\"}";

@@ -49,10 +49,12 @@ const OF_MODELS: [&str; 4] =
     ["ai:ModelFineTuning", "ai:ModelTraining", "dpv:MakeAvailable", "dpv:DiscloseByTransmission"];
 
 /// Prefixes by which the same vocabularies are also known, the longer first.
-const PREFIXES: [(&str, &str); 5] = [
+const PREFIXES: [(&str, &str); 7] = [
     ("https://w3id.org/dpv/ai#", "ai:"),
     ("https://w3id.org/dpv/legal/eu/gdpr#", "eu-gdpr:"),
     ("https://w3id.org/dpv#", "dpv:"),
+    ("http://purl.org/dc/terms/", "dct:"),
+    ("http://www.w3.org/ns/odrl/2/", "odrl:"),
     ("dpv-ai:", "ai:"),
     ("eu-gdpr:", "eu-gdpr:"),
 ];
