@@ -36,6 +36,16 @@ pub enum ConsentError {
         /// The instant of judgement.
         at: Timestamp,
     },
+    /// The data set was put together only later, so that no limit to its age would ever pass.
+    #[error("the snapshot `{path}` is of {snapshot_at}, which is after {at}")]
+    Future {
+        /// The file of rows.
+        path: PathBuf,
+        /// When it says that it was taken.
+        snapshot_at: Timestamp,
+        /// The instant of judgement.
+        at: Timestamp,
+    },
     /// The data set limits the age of a snapshot, and nobody can tell its age.
     #[error("`{path}` limits the age of its snapshot, but its `{key}` is {found}")]
     Age {
@@ -63,6 +73,11 @@ impl Diagnose for ConsentError {
         Some(match self {
             Self::Stale { .. } => {
                 "export the data again from where consent is kept up to date".to_owned()
+            }
+            Self::Future { .. } => {
+                "correct its `snapshot_at`, or this machine's clock; with `--at`, ask about an \
+                 instant after it"
+                    .to_owned()
             }
             Self::Age { key: "snapshot_at", .. } => {
                 "write an instant such as `2026-06-01T00:00:00Z`".to_owned()
@@ -145,8 +160,8 @@ impl Dataset {
     }
 
     /// Refuses the file of rows `path` where its snapshot is too old at the start of a run, or
-    /// where it has a ledger of which none
-    /// of the `given` has the name.
+    /// of an instant after it, or where it has a ledger of which none of the `given` has the
+    /// name.
     pub fn check(&self, path: &Path, at: Timestamp, given: &[PathBuf]) -> Result<(), ConsentError> {
         // By their names: where a ledger lies differs from one machine to another.
         let is_given = |ledger: &String| {
@@ -166,6 +181,9 @@ impl Dataset {
         let snapshot_at: Timestamp = snapshot_at
             .and_then(|text| text.parse().ok())
             .ok_or_else(|| unreadable("snapshot_at", self.snapshot_at.as_ref()))?;
+        if snapshot_at > at {
+            return Err(ConsentError::Future { path: path.to_owned(), snapshot_at, at });
+        }
         let max_age = limit.as_str().unwrap_or_default();
         let ends = max_age.parse::<Span>().ok().filter(|age| !age.is_negative()).and_then(|age| {
             // Months and years have their length by the calendar.

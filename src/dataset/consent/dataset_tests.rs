@@ -65,7 +65,7 @@ fn a_snapshot_that_is_too_old_stops_its_file() {
     assert!(ok("P1M", "2026-02-28T12:00:00Z") && !ok("P1M", "2026-02-28T12:00:01Z"));
     assert!(ok("P12M", "2027-01-31T12:00:00Z") && !ok("P1Y", "2027-01-31T12:00:01Z"));
     assert!(ok("PT1H", "2026-01-31T13:00:00Z") && !ok("PT1H", "2026-01-31T13:00:01Z"));
-    assert!(ok("P0D", "2026-01-01T00:00:00Z"), "before the snapshot");
+    assert!(ok("P0D", "2026-01-31T12:00:00Z"));
     let at = "2026-02-01T00:00:00Z";
     let stale = check(json!("PT1H"), taken.clone(), at).unwrap_err();
     assert_eq!(
@@ -91,10 +91,30 @@ fn a_snapshot_that_is_too_old_stops_its_file() {
 #[test]
 fn an_age_beyond_the_calendar_is_no_age() {
     let data = read(&json!({
-        "schema": "consent/v1", "snapshot_at": "9999-12-01T00:00:00Z", "max_snapshot_age": "P9000Y"
+        "schema": "consent/v1", "snapshot_at": "1960-12-01T00:00:00Z", "max_snapshot_age": "P9000Y"
     }));
     let error = data.check(Path::new("x"), Timestamp::UNIX_EPOCH, &[]).unwrap_err();
     assert!(matches!(error, ConsentError::Age { .. }), "{error}");
+}
+
+#[test]
+fn a_snapshot_of_the_future_is_not_fresh_for_ever() {
+    let check = |limit: Value, at: &str| {
+        let data = read(&json!({
+            "schema": "consent/v1", "snapshot_at": "2099-01-01T00:00:00Z",
+            "max_snapshot_age": limit,
+        }));
+        data.check(Path::new("rows.parquet"), at.parse().unwrap(), &[])
+    };
+    let error = check(json!("P30D"), "2098-12-31T23:59:59Z").unwrap_err();
+    assert!(matches!(error, ConsentError::Future { .. }) && error.hint().is_some());
+    assert_eq!(
+        error.to_string(),
+        "the snapshot `rows.parquet` is of 2099-01-01T00:00:00Z, which is after \
+         2098-12-31T23:59:59Z"
+    );
+    assert!(check(json!("P30D"), "2099-01-01T00:00:00Z").is_ok());
+    assert!(check(Value::Null, "2026-01-01T00:00:00Z").is_ok(), "its age is not limited");
 }
 
 #[test]
