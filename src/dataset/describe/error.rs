@@ -44,6 +44,18 @@ pub enum DescribeError {
         /// Where, from 1.
         column: usize,
     },
+    /// The same, in the footer of a file of rows.
+    #[error("the footer of `{}` has the key `{key}` twice, again at line {line}, column {column}", path.display())]
+    FooterKey {
+        /// The file of rows.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Where in the value of the footer's key, from 1.
+        line: usize,
+        /// Where, from 1.
+        column: usize,
+    },
     /// A sidecar is JSON and yet no description.
     #[error("`{}` does not describe a data set: {what}", path.display())]
     Shape {
@@ -118,7 +130,7 @@ impl Diagnose for DescribeError {
                     "mend the file, or move it away if it belongs to other data"
                 }
                 Self::Escapes { .. } => "do not trust this description: write it again",
-                Self::OtherFile { .. } | Self::Disagree { .. } => {
+                Self::OtherFile { .. } | Self::Disagree { .. } | Self::FooterKey { .. } => {
                     "import the data again from its source, or restore file and sidecars together"
                 }
                 Self::Occupied { key, .. } if key == "snapshot_at" => {

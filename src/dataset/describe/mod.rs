@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 pub use error::DescribeError;
-pub use read::{Described, FileEntry, read};
+pub use read::{Described, FileEntry, check_footer, read};
 
 use crate::files::{sha256_of_file, write_atomically};
 

@@ -66,6 +66,17 @@ pub fn read(folder: &Path) -> Result<Option<Described>, DescribeError> {
     Ok((!nothing).then_some(described))
 }
 
+/// Refuses the footer of the file of rows `path` where an object in it has a key twice: the last
+/// would count here, the first elsewhere. What is no JSON describes nothing anyway.
+pub fn check_footer(path: &Path, footer: &str) -> Result<(), DescribeError> {
+    match json::check(footer) {
+        Err(Fault::DuplicateKey { key, line, column }) => {
+            Err(DescribeError::FooterKey { path: path.to_owned(), key, line, column })
+        }
+        Ok(()) | Err(Fault::Syntax { .. }) => Ok(()),
+    }
+}
+
 /// A sidecar that is there must be one object without duplicate keys.
 fn object(path: &Path) -> Result<Option<Map<String, Value>>, DescribeError> {
     let Some(bytes) = read_if_there(path, MAX_SIDECAR_BYTES)? else { return Ok(None) };

@@ -156,6 +156,9 @@ impl SourceFile {
             row = row.checked_add(rows).ok_or_else(|| wrong("too many rows".to_owned()))?;
         }
         let inside = value(metadata, consent::FOOTER_KEY);
+        if let Some(footer) = inside {
+            describe::check_footer(path, footer)?;
+        }
         let said = match place {
             Place::Local => describe::of_file(path, inside)?,
             // Nothing is fetched that the recipe does not name.

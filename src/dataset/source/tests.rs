@@ -61,6 +61,24 @@ fn every_codec_of_parquet_but_lzo_is_read() {
 }
 
 #[test]
+fn a_key_that_stands_twice_in_a_footer_stops_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    let batch = fixture::batch(&rows(1));
+    for (footer, key) in [
+        (r#"{"schema":"consent/v1","ledger":"w.jsonl","ledger":null}"#, "ledger"),
+        (r#"{"schema":"consent/v1","defaults":{"expiry":"P1D","expiry":"endless"}}"#, "expiry"),
+    ] {
+        fixture::write_batch(&path, &batch, 4, Some(footer));
+        let error = SourceFile::open(&path).unwrap_err();
+        let told = format!("the footer of `{}` has the key `{key}` twice", path.display());
+        assert!(error.to_string().starts_with(&told) && error.hint().is_some(), "{error}");
+    }
+    fixture::write_batch(&path, &batch, 4, Some("no JSON at all"));
+    assert!(!SourceFile::open(&path).unwrap().defaults().is_known());
+}
+
+#[test]
 fn globs_are_sorted_and_name_no_folder() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["b.parquet", "a.parquet", "x[1].parquet"] {
