@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from common import documents, forward, generator, numpy_normal, save, save_adapter
+from common import describe, documents, forward, generator, numpy_normal, save, save_adapter
 
 FIXTURES = Path(__file__).resolve().parents[2] / "engine/tests/fixtures"
 VOCAB = 97
@@ -89,15 +89,6 @@ def trained(model, prefix, pick):
         for name, weight in model.named_parameters()
         if weight.requires_grad
     }
-
-
-def describe(docs, logits, loss):
-    tensors = {"loss": loss.detach().float()}
-    for k, (ids, mask) in enumerate(docs):
-        tensors[f"ids.{k}"] = ids
-        tensors[f"trained.{k}"] = mask.to(torch.uint8)
-        tensors[f"logits.{k}"] = logits[k].detach().float().contiguous()
-    return tensors
 
 
 def adamw(model, lr):

@@ -42,6 +42,16 @@ def forward(model, docs):
     return logits, torch.cat(each).mean()
 
 
+def describe(docs, logits, loss):
+    """What `forward` was given and gave, by the names that the tests read."""
+    tensors = {"loss": loss.detach().float()}
+    for k, (ids, trained) in enumerate(docs):
+        tensors[f"ids.{k}"] = ids
+        tensors[f"trained.{k}"] = trained.to(torch.uint8)
+        tensors[f"logits.{k}"] = logits[k].detach().float().contiguous()
+    return tensors
+
+
 def draw_adapter(model, seed):
     """A and B of PEFT's model both drawn: B = 0 would hide half the numbers."""
     rng = generator(seed)

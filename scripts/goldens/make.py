@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
 
 from common import (
-    documents, draw_adapter, forward, generator, numpy_normal, peft_keys, save, save_adapter,
+    describe, documents, draw_adapter, forward, generator, numpy_normal, peft_keys, save,
+    save_adapter,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,15 +68,6 @@ def save_models(out):
 def load(folder, dtype=torch.float32):
     model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     return model.eval()
-
-
-def describe(docs, logits, loss):
-    tensors = {"loss": loss.detach().float()}
-    for k, (ids, trained) in enumerate(docs):
-        tensors[f"ids.{k}"] = ids
-        tensors[f"trained.{k}"] = trained.to(torch.uint8)
-        tensors[f"logits.{k}"] = logits[k].detach().float().contiguous()
-    return tensors
 
 
 def save_logits(out, name):
