@@ -168,6 +168,12 @@ impl Check<'_> {
             "write `quantization: none`, or train an adapter: `adapter: { lora: { rank: 16, \
              alpha: 32 } }`",
         );
+        self.rule(
+            recipe.base.quantization != Quantization::None || recipe.base.unquantized.is_empty(),
+            "base.unquantized",
+            "leaves layers out of a quantisation that there is none of",
+            "write `quantization: nf4`, or another, or leave `unquantized` out",
+        );
         for (index, part) in recipe.base.unquantized.iter().enumerate() {
             self.rule(
                 !part.trim().is_empty(),
