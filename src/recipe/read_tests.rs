@@ -419,7 +419,6 @@ fn words_about_bad_steps_and_trackers_are_checked() {
         ("train.keep_best_checkpoint=true", "`train.keep_best_checkpoint` goes by the validation"),
         ("track=[tensorbord]", "`track[0]` cannot be `tensorbord`"),
         ("track=[jsonl, jsonl]", "`track[1]` is `jsonl`, like another before it"),
-        ("track=[wandb]", "`track[0]` must be `wandb: { ... }` with settings"),
         ("track=[{wandb: {project: a/b}}]", "`track[0].wandb.project` has one of"),
         ("track=[{wandb: {mode: of}}]", "`track[0].wandb.mode` cannot be `of`"),
         ("track=[{wandb: {tags: [\"\"]}}]", "`track[0].wandb.tags[0]` must be 1 to 128 bytes"),
@@ -433,6 +432,9 @@ fn words_about_bad_steps_and_trackers_are_checked() {
         assert!(found.starts_with(expected), "{set}: {found}");
         assert!(!found.ends_with("| "), "no hint: {found}");
     }
+    // What is to be written stands in the sentence.
+    let found = problem_of("track=[wandb]");
+    assert!(found.starts_with("`track[0]` must be `wandb: { ... }` with settings"), "{found}");
     assert!(problem_of("train.on_non_finite=rollback").ends_with("did you mean `roll-back`?"));
     let text = format!("{GOOD}track:\n  - wandb: {{ project: \"a?\" }}\n");
     let found = problems(read_text(&text, &[]));
