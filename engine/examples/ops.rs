@@ -128,8 +128,11 @@ fn adamw(rounds: usize) -> Result<(f64, f64), Failure> {
     medians(rounds, || reference::only(step), step)
 }
 
+/// What was timed, and milliseconds of its plain and its fused form.
+type Timed = (&'static str, (f64, f64));
+
 /// The steps of other optimisers, over as many weights.
-fn optimizers(rounds: usize) -> Result<Vec<(&'static str, (f64, f64))>, Failure> {
+fn optimizers(rounds: usize) -> Result<Vec<Timed>, Failure> {
     let shape = [2048i64, 2048];
     let count = shape[0] * shape[1];
     let flat = || Tensor::f_ones([count], (Kind::Float, Device::Cpu));
