@@ -3,13 +3,14 @@
 
 use std::path::Path;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "shim/attention.cpp",
     "shim/cross_entropy.cpp",
     "shim/cuda.cpp",
     "shim/elementwise.cpp",
     "shim/memory.cpp",
     "shim/node.cpp",
+    "shim/optimizers.cpp",
     "shim/quant.cpp",
 ];
 

@@ -4,7 +4,6 @@
 
 struct AdamW {
     i64 count;
-    i64 decayed; // the first so many are subject to weight decay
     float *weights, *mean, *square;
     const float *gradient;
     float keep; // 1 - lr · weight decay
@@ -15,12 +14,11 @@ struct AdamW {
     float eps;
 };
 
-__device__ inline void update(const AdamW &job, i64 place, float g, float &weight, float &mean, float &square) {
+__device__ inline void update(const AdamW &job, float g, float &weight, float &mean, float &square) {
     mean = job.beta1 * mean + job.new1 * g;
     square = job.beta2 * square + job.new2 * g * g;
     const float spread = sqrtf(square) / job.root + job.eps;
-    const float keep = place < job.decayed ? job.keep : 1.0f;
-    weight = keep * weight - job.step * mean / spread;
+    weight = job.keep * weight - job.step * mean / spread;
 }
 
 template <int N> __device__ void step(const AdamW &job) {
@@ -33,7 +31,7 @@ template <int N> __device__ void step(const AdamW &job) {
         Floats &squares = reinterpret_cast<Floats *>(job.square)[i];
         Floats weight = weights, mean = means, square = squares;
         for (int k = 0; k < N; k++) {
-            update(job, i * N + k, g.x[k], weight.x[k], mean.x[k], square.x[k]);
+            update(job, g.x[k], weight.x[k], mean.x[k], square.x[k]);
         }
         weights = weight;
         means = mean;

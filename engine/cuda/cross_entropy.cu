@@ -8,6 +8,7 @@ struct CrossEntropy {
     int differentiate; // whether gradients take the place of the logits
     i64 rows, width;
     float scaling, softcap; // what logits are divided by; no cap where it is 0
+    float smoothing;        // share of the target that all tokens have alike
     void *logits;           // [rows, width]
     const i64 *targets;
     const float *weights; // of rows, or null
@@ -29,13 +30,14 @@ template <bool CAPS, typename T, int N> __device__ void entropy(const CrossEntro
     const i64 row = blockIdx.x, count = job.width / N, target = job.targets[row];
     Pack<T, N> *logits = packs<T, N>(job.logits, row * job.width);
     // Exponentials are added up relative to the largest score so far.
-    float most = Largest::NOTHING, sum = 0;
+    float most = Largest::NOTHING, sum = 0, all = 0;
     for (i64 i = threadIdx.x; i < count; i += blockDim.x) {
         const Pack<T, N> here = logits[i];
         float scores[N], larger = most;
         for (int k = 0; k < N; k++) {
             scores[k] = score_of<CAPS>(job, load(here.x[k]));
             larger = Largest::of(larger, scores[k]);
+            all += scores[k];
         }
         sum *= expf(most - larger);
         most = larger;
@@ -47,8 +49,11 @@ template <bool CAPS, typename T, int N> __device__ void entropy(const CrossEntro
     const float lse = largest + logf(over_block<Sum>(sum * expf(most - largest)));
     const float score = score_of<CAPS>(job, load(static_cast<const T *>(job.logits)[row * job.width + target]));
     const float weight = job.weights ? job.weights[row] : 1.0f;
+    const float even = job.smoothing / float(job.width), own = 1.0f - job.smoothing;
+    // Asked of all rows alike: no thread waits for another that does not come.
+    const float scores_of_all = job.smoothing > 0.0f ? over_block<Sum>(all) : 0.0f;
     if (threadIdx.x == 0) {
-        job.losses[row] = weight * (lse - score);
+        job.losses[row] = weight * (lse - (own * score + even * scores_of_all));
     }
     if (!job.differentiate) {
         return;
@@ -60,7 +65,7 @@ template <bool CAPS, typename T, int N> __device__ void entropy(const CrossEntro
         Pack<T, N> here = logits[i];
         for (int k = 0; k < N; k++) {
             const float score = score_of<CAPS>(job, load(here.x[k]));
-            const float expected = i * N + k == target ? 1.0f : 0.0f;
+            const float expected = even + (i * N + k == target ? own : 0.0f);
             store((expf(score - lse) - expected) * slope<CAPS>(job, factor, score), here.x[k]);
         }
         logits[i] = here;

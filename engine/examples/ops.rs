@@ -8,6 +8,9 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use heirloom::base::{Activation, NormKind};
+use heirloom_engine::ops::optimizers::{
+    self, AdafactorFactors, BLOCK, Blocks, LionFactors, Squares,
+};
 use heirloom_engine::ops::rotary::{self, Angles};
 use heirloom_engine::ops::{self, AdamWFactors, reference};
 use tch::{Device, Kind, Tensor};
@@ -18,6 +21,18 @@ type Run = Box<dyn Fn(&[Tensor]) -> heirloom_engine::error::Result<Vec<Tensor>>>
 
 /// Name, shapes of the inputs (those of one dimension are frozen), and what to run.
 type Operation = (String, Vec<Vec<i64>>, Run);
+
+/// Numbers of a step of AdamW.
+const FACTORS: AdamWFactors = AdamWFactors {
+    keep: 0.999,
+    betas: [0.9, 0.999],
+    new: [0.1, 0.001],
+    step: 1e-4,
+    root: 0.5,
+    eps: 1e-8,
+};
+
+const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 /// Times that one round does the same, so that it is longer than the clock is coarse.
 const REPEATS: u32 = 4;
@@ -40,6 +55,9 @@ fn main() -> Result<(), Failure> {
         }
         let (plain, fused) = adamw(rounds)?;
         printer.data(&line("AdamW, 4 million weights, f32", threads, plain, fused))?;
+        for (name, (plain, fused)) in optimizers(rounds)? {
+            printer.data(&line(name, threads, plain, fused))?;
+        }
     }
     Ok(())
 }
@@ -101,21 +119,62 @@ fn forward_and_backward(leaves: &[Tensor], run: &Run) -> Result<(), Failure> {
 fn adamw(rounds: usize) -> Result<(f64, f64), Failure> {
     let flat = || Tensor::f_ones([4 << 20], (Kind::Float, Device::Cpu));
     let (weights, mean, square, gradient) = (flat()?, flat()?, flat()?, flat()?);
-    let factors = AdamWFactors {
-        keep: 0.999,
-        betas: [0.9, 0.999],
-        new: [0.1, 0.001],
-        step: 1e-4,
-        root: 0.5,
-        eps: 1e-8,
-    };
     let step = || -> Result<(), Failure> {
         let [mut weights, mut mean, mut square] =
             [&weights, &mean, &square].map(Tensor::shallow_clone);
         let state = [&mut weights, &mut mean, &mut square];
-        Ok(ops::adamw(state, &gradient, 4 << 20, factors)?)
+        Ok(ops::adamw(state, &gradient, FACTORS)?)
     };
     medians(rounds, || reference::only(step), step)
+}
+
+/// What was timed, and milliseconds of its plain and its fused form.
+type Timed = (&'static str, (f64, f64));
+
+/// The steps of other optimisers, over as many weights.
+fn optimizers(rounds: usize) -> Result<Vec<Timed>, Failure> {
+    let shape = [2048i64, 2048];
+    let count = shape[0] * shape[1];
+    let flat = || Tensor::f_ones([count], (Kind::Float, Device::Cpu));
+    let (weights, mean, gradient) = (flat()?, flat()?, Tensor::f_randn([count], FLOAT)?);
+    let lion = || -> Result<(), Failure> {
+        let factors = LionFactors { keep: 0.999, lr: 1e-4, betas: [0.9, 0.99], new: [0.1, 0.01] };
+        let (mut weights, mut mean) = (weights.shallow_clone(), mean.shallow_clone());
+        Ok(optimizers::lion(&mut weights, &mut mean, &gradient, factors)?)
+    };
+    let map = Tensor::f_linspace(0.0, 1.0, 256, FLOAT)?;
+    let eight = || -> Result<(), Failure> {
+        let blocks = || -> Result<Blocks, Failure> {
+            Ok(Blocks {
+                codes: Tensor::f_zeros([count], (Kind::Uint8, Device::Cpu))?,
+                absmax: Tensor::f_zeros([count / BLOCK], FLOAT)?,
+            })
+        };
+        let (mut mean, mut square, mut weights) = (blocks()?, blocks()?, weights.shallow_clone());
+        let state = [&mut mean, &mut square];
+        Ok(optimizers::adamw_8bit(&mut weights, state, [&map, &map], &gradient, FACTORS)?)
+    };
+    let (rows, columns) = (Tensor::f_zeros([2048], FLOAT)?, Tensor::f_zeros([2048], FLOAT)?);
+    let adafactor = || -> Result<(), Failure> {
+        let factors = AdafactorFactors {
+            decay: 0.9,
+            eps: 1e-30,
+            least_scale: -1.0,
+            clip_threshold: 1.0,
+            lr: 1e-4,
+            weight_decay: 0.1,
+            beta1: 0.0,
+        };
+        let (rows, columns) = (rows.shallow_clone(), columns.shallow_clone());
+        let mut state = Squares { rows, columns, mean: None };
+        let mut weight = weights.f_view(shape)?;
+        Ok(optimizers::adafactor(&mut weight, &mut state, &gradient.f_view(shape)?, factors)?)
+    };
+    Ok(vec![
+        ("Lion, 4 million weights, f32", medians(rounds, || reference::only(lion), lion)?),
+        ("AdamW in 8 bits, as many", medians(rounds, || reference::only(eight), eight)?),
+        ("Adafactor, as many", medians(rounds, || reference::only(adafactor), adafactor)?),
+    ])
 }
 
 /// Milliseconds of each, alternating.

@@ -19,6 +19,7 @@ struct Job {
     int32_t differentiate; // whether gradients take the place of the logits
     int64_t rows, width;
     float scaling, softcap; // what logits are divided by; no cap where it is 0
+    float smoothing;        // share of the target that all tokens have alike
     void *logits;           // [rows, width]
     const int64_t *targets;
     const float *weights; // of rows, or null
@@ -45,7 +46,16 @@ template <bool caps, typename T> INLINE void entropy(const Job &job, int64_t fro
             sum += exponential(scores[i] - most);
         }
         const float lse = most + std::log(sum);
-        job.losses[row] = weight * (lse - scores[target]);
+        // Without smoothing the same bits: nothing is added to the target's score.
+        const float even = job.smoothing / float(job.width), own = 1.0f - job.smoothing;
+        float all = 0;
+        if (job.smoothing > 0) {
+            #pragma omp simd reduction(+ : all)
+            for (int64_t i = 0; i < job.width; i++) {
+                all += scores[i];
+            }
+        }
+        job.losses[row] = weight * (lse - (own * scores[target] + even * all));
         if (!job.differentiate) {
             continue;
         }
@@ -56,9 +66,9 @@ template <bool caps, typename T> INLINE void entropy(const Job &job, int64_t fro
         };
         #pragma omp simd
         for (int64_t i = 0; i < job.width; i++) {
-            store(exponential(scores[i] - lse) * slope(scores[i]), logits[i]);
+            store((exponential(scores[i] - lse) - even) * slope(scores[i]), logits[i]);
         }
-        store((std::exp(scores[target] - lse) - 1.0f) * slope(scores[target]), logits[target]);
+        store((std::exp(scores[target] - lse) - even - own) * slope(scores[target]), logits[target]);
     }
 }
 

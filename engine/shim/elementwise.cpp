@@ -343,7 +343,6 @@ FOR_EVERY_CPU void gated_backward_rows(const Gated &job, int64_t from, int64_t t
 
 struct AdamW {
     int64_t count;
-    int64_t decayed; // the first so many are subject to weight decay
     float *weights, *mean, *square;
     const float *gradient;
     float keep; // 1 - lr · weight decay
@@ -354,7 +353,7 @@ struct AdamW {
     float eps;
 };
 
-INLINE void adamw(const AdamW &job, int64_t from, int64_t to, float keep) {
+FOR_EVERY_CPU void adamw_some(const AdamW &job, int64_t from, int64_t to) {
     float *__restrict weights = job.weights, *__restrict mean = job.mean, *__restrict square = job.square;
     const float *__restrict gradient = job.gradient;
 #pragma omp simd
@@ -363,14 +362,8 @@ INLINE void adamw(const AdamW &job, int64_t from, int64_t to, float keep) {
         mean[i] = job.beta1 * mean[i] + job.new1 * g;
         square[i] = job.beta2 * square[i] + job.new2 * g * g;
         const float spread = std::sqrt(square[i]) / job.root + job.eps;
-        weights[i] = keep * weights[i] - job.step * mean[i] / spread;
+        weights[i] = job.keep * weights[i] - job.step * mean[i] / spread;
     }
-}
-
-FOR_EVERY_CPU void adamw_some(const AdamW &job, int64_t from, int64_t to) {
-    const int64_t between = std::min(std::max(from, job.decayed), to);
-    adamw(job, from, between, job.keep);
-    adamw(job, between, to, 1.0f);
 }
 
 } // namespace

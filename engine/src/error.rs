@@ -264,7 +264,9 @@ impl Diagnose for EngineError {
             Self::WriteSafetensors { .. } => "check the free space and the rights of the folder",
             Self::NoSuchToken { .. } => "use the base that the tokens belong to",
             Self::UnknownToken(_) => "check the recipe again with `heirloom check`",
-            Self::Diverged { .. } => "lower `train.optimizer.adamw.lr` or lengthen the warm-up",
+            Self::Diverged { .. } => {
+                "lower the learning rate of `train.optimizer` or lengthen the warm-up"
+            }
             Self::Withdrawn { .. } => {
                 "train anew with another `--run`, which leaves them out; with \
                  `data.consent.on_withdrawal: drop` a run goes on without such rows"

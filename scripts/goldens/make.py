@@ -10,7 +10,6 @@ tensor is stands in engine/tests/fixtures/README.md.
 """
 
 import argparse
-import json
 import os
 import shutil
 from pathlib import Path
@@ -21,7 +20,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from common import (
     describe, documents, draw_adapter, forward, generator, numpy_normal, peft_keys, save,
@@ -133,17 +132,6 @@ def merged(out, targets, seed):
     return {k: w for k, w in model.state_dict().items() if not torch.equal(w, base[k])}
 
 
-def save_schedule(out):
-    """Factor of the peak learning rate at step i, counted from 0."""
-    tables = []
-    for steps, warmup in [(100, 3), (10, 0)]:
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
-        factors = [schedule.lr_lambdas[0](step) for step in range(steps)]
-        tables.append({"steps": steps, "warmup_steps": warmup, "factors": factors})
-    (out / "schedule.json").write_text(json.dumps(tables, indent=1) + "\n")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "engine/tests/fixtures")
@@ -160,7 +148,6 @@ def main():
     save_full_gradients(out, "tiny-llama-tied-sharded")
     for seed, (name, targets) in enumerate(adapters.items(), start=5):
         save_lora(out, name, targets, seed)
-    save_schedule(out)
 
 
 if __name__ == "__main__":

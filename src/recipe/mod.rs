@@ -14,6 +14,7 @@ mod data;
 mod decode;
 pub mod lock;
 pub mod memory;
+mod optimizer;
 mod overrides;
 pub mod plan;
 pub mod problem;
@@ -33,6 +34,10 @@ pub use data::{
     Consent, DEFAULT_MAX_HOURS, DEFAULT_MAX_NEW_TOKENS, DEFAULT_PROCESSING, Data, EndOfTurn,
     Format, OnWithdrawal, Overlong, PUBLISHING, Packing, Source, StoppingStrategy, Suite, SurveyOf,
     TrainOn,
+};
+pub use optimizer::{
+    Adafactor, Adamw, AdjustLr, Constant, Cosine, CosineWithRestarts, Curve, InverseSqrt, Linear,
+    Lion, MIN_8BIT_SIZE, Muon, Optimizer, Pace, ParamGroup, Schedule, WarmupStableDecay,
 };
 pub use read::{Literal, read};
 pub use safety::{EarlyStopping, LossSpike, OnBadStep};
@@ -183,9 +188,22 @@ pub struct Train {
     pub activation_offload: bool,
     /// How weights move.
     pub optimizer: Optimizer,
+    /// Weights that move otherwise than the rest.
+    #[serde(default)]
+    pub param_groups: Vec<ParamGroup>,
+    /// Learning rate of LoRA's B as a multiple of that of A (arXiv 2402.12354).
+    #[serde(default)]
+    pub loraplus_lr_ratio: Option<f64>,
     /// How the learning rate moves.
     #[serde(default)]
     pub schedule: Schedule,
+    /// Share of every target that all tokens have alike; Transformers'
+    /// `label_smoothing_factor`.
+    #[serde(default)]
+    pub label_smoothing_factor: f64,
+    /// Noise on embedded tokens (arXiv 2310.05914); Transformers' `neftune_noise_alpha`.
+    #[serde(default)]
+    pub neftune_noise_alpha: Option<f64>,
     /// Longest gradient, in the 2-norm over all trained weights; 0 never clips.
     #[serde(default = "default_clip")]
     pub clip_grad_norm: f64,
@@ -259,81 +277,6 @@ fn default_checkpoint_every() -> u64 {
 
 fn default_keep() -> usize {
     2
-}
-
-/// How weights move.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Optimizer {
-    /// Decoupled weight decay (arXiv 1711.05101), as `torch.optim.AdamW`.
-    Adamw(Adamw),
-}
-
-/// Settings of AdamW, in PyTorch's words.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Adamw {
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Decay of the running mean and of the running square.
-    #[serde(default = "default_betas")]
-    pub betas: (f64, f64),
-    /// Added to the denominator.
-    #[serde(default = "default_eps")]
-    pub eps: f64,
-    /// Decoupled weight decay.
-    #[serde(default)]
-    pub weight_decay: f64,
-}
-
-fn default_betas() -> (f64, f64) {
-    (0.9, 0.999)
-}
-
-fn default_eps() -> f64 {
-    1e-8
-}
-
-/// How the learning rate moves after `optimizer`'s peak.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Schedule {
-    /// Linear warm-up, then half a cosine down, as Transformers'
-    /// `get_cosine_schedule_with_warmup` with a floor.
-    Cosine(Cosine),
-    /// Linear warm-up, then the peak.
-    Constant(Constant),
-}
-
-impl Default for Schedule {
-    fn default() -> Self {
-        Self::Cosine(Cosine { warmup_ratio: default_warmup(), min_lr_ratio: 0.0 })
-    }
-}
-
-fn default_warmup() -> f64 {
-    0.03
-}
-
-/// Settings of [`Schedule::Cosine`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Cosine {
-    /// Share of all steps spent warming up.
-    #[serde(default = "default_warmup")]
-    pub warmup_ratio: f64,
-    /// The floor, as a share of the peak.
-    #[serde(default)]
-    pub min_lr_ratio: f64,
-}
-
-/// Settings of [`Schedule::Constant`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Constant {
-    /// Share of all steps spent warming up.
-    #[serde(default = "default_warmup")]
-    pub warmup_ratio: f64,
 }
 
 /// What is measured after training.

@@ -20,7 +20,7 @@ use super::memory::limit::Limit;
 use super::memory::{self, Memory, MemoryError};
 use super::problem::{Fault, Problem, RecipeError, listed, most_alike};
 use super::read::Pinned;
-use super::{Adapter, Data, Literal, Module, Recipe, is_part};
+use super::{Adapter, Data, Literal, Module, Recipe, is_part, optimizer};
 use crate::base::{Architecture, BaseFolder, Linear};
 use crate::dataset::batch::RowFile;
 use crate::dataset::chat::ChatEncoder;
@@ -120,6 +120,9 @@ impl Plan {
         let mut base = looking.base();
         let vocabulary = looking.vocabulary(base.as_mut());
         let trainable = base.as_ref().and_then(|base| looking.trainable(base, vocabulary.as_ref()));
+        if let Some(base) = &base {
+            looking.param_groups(base);
+        }
         let added_tokens = vocabulary.as_ref().map_or(0, |vocabulary| vocabulary.added.len());
         let warnings = vocabulary.as_ref().map(words::warnings).unwrap_or_default();
         let ask = ask(&literal.recipe.data, now);
@@ -264,6 +267,27 @@ impl Looking<'_> {
         Some(base)
     }
 
+    /// Every group of weights must name some that are trained.
+    fn param_groups(&mut self, base: &BaseFolder) {
+        let recipe = &self.literal.recipe;
+        let known = trained_names(recipe, base);
+        let named = |pattern: &str| known.iter().any(|name| optimizer::matches(pattern, name));
+        for (group, words) in recipe.train.param_groups.iter().enumerate() {
+            for (index, pattern) in words.params.iter().enumerate().filter(|(_, p)| !named(p)) {
+                let parts: BTreeSet<&str> = known.iter().flat_map(|name| name.split('.')).collect();
+                let hint = match most_alike(pattern, parts.iter().copied()) {
+                    Some(alike) => format!("did you mean `{alike}`?"),
+                    None => match known.first() {
+                        Some(name) => format!("weights have names such as `{name}`"),
+                        None => "leave it out".to_owned(),
+                    },
+                };
+                let key = format!("train.param_groups[{group}].params[{index}]");
+                self.rule(&key, format!("names `{pattern}`, which is in no trained weight"), hint);
+            }
+        }
+    }
+
     /// Every name at `key` must be that of some layer.
     fn layers(
         &mut self,
@@ -338,6 +362,33 @@ impl Looking<'_> {
         }
         files
     }
+}
+
+/// Names of the weights that are trained, as groups of weights name them.
+fn trained_names(recipe: &Recipe, base: &BaseFolder) -> Vec<String> {
+    let adapter = &recipe.adapter;
+    let Adapter::Lora(lora) = adapter else {
+        let names = base.architecture.tensors().into_iter().map(|(name, _)| name);
+        return names.filter(|name| adapter.trains(name)).collect();
+    };
+    let layer = |layer: Linear| {
+        let pair = ["lora_A.weight", "lora_B.weight"].into_iter();
+        let lengths = lora.use_dora.then_some("lora_magnitude_vector");
+        let parts = pair.chain(lengths).filter(|_| lora.chooses(&layer.name));
+        let bias = (layer.bias && lora.trains_bias(&layer.name)).then_some("bias");
+        let named = |part: &str| format!("base_model.model.{}.{part}", layer.name);
+        parts.chain(bias).map(named).collect::<Vec<_>>()
+    };
+    let tables = Module::ALL.into_iter().filter(|module| {
+        lora.modules_to_save.contains(module)
+            || !recipe.base.added_tokens.is_empty()
+            || !lora.trainable_token_indices.of(*module).is_empty()
+    });
+    let tables = tables.map(|module| match module {
+        Module::EmbedTokens => "base_model.model.model.embed_tokens.weight".to_owned(),
+        Module::LmHead => "base_model.model.lm_head.weight".to_owned(),
+    });
+    base.architecture.linear_layers().into_iter().flat_map(layer).chain(tables).collect()
 }
 
 /// The key to point at for something wrong with the rows.

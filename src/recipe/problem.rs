@@ -193,6 +193,8 @@ fn example_of_last(key: &str) -> Option<&'static str> {
         "max_new_tokens" => "128",
         "optimizer" => "{ adamw: { lr: 2.0e-4 } }",
         "schedule" => "{ cosine: { warmup_ratio: 0.03 } }",
+        "adamw" => "{ lr: 2.0e-4 }",
+        "params" => "[lora_B]",
         "lr" => "2.0e-4",
         "betas" => "[0.9, 0.999]",
         "seed" => "17",

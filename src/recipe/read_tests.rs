@@ -190,6 +190,46 @@ fn each_rule_refuses_what_it_should() {
         ("train.optimizer.adamw.lr=0", "`train.optimizer.adamw.lr` must be greater than 0"),
         ("train.optimizer.adamw.betas=[1, 0]", "`train.optimizer.adamw.betas[0]` must be at least"),
         ("train.schedule={cosine: {warmup_ratio: 2}}", "`train.schedule.cosine.warmup_ratio` must"),
+        ("train.schedule={linear: {warmup_ratio: 2}}", "`train.schedule.linear.warmup_ratio` must"),
+        (
+            "train.schedule={cosine_with_restarts: {num_cycles: 0}}",
+            "`train.schedule.cosine_with_restarts.num_cycles` must be at least 1",
+        ),
+        (
+            "train.schedule={warmup_stable_decay: {decay_ratio: 0.98}}",
+            "`train.schedule.warmup_stable_decay.decay_ratio` and `warmup_ratio` are more than",
+        ),
+        (
+            "train.schedule={inverse_sqrt: {timescale: 0}}",
+            "`train.schedule.inverse_sqrt.timescale` must be at least 1",
+        ),
+        ("train.schedule={polynomial: {}}", "`train.schedule` cannot be `polynomial`"),
+        ("train.optimizer={lion: {lr: 1, betas: [1, 0]}}", "`train.optimizer.lion.betas[0]` must"),
+        (
+            "train.optimizer={adamw_8bit: {lr: -1}}",
+            "`train.optimizer.adamw_8bit.lr` must be greater than 0",
+        ),
+        (
+            "train.optimizer={adafactor: {lr: 1, decay_rate: 0.8}}",
+            "`train.optimizer.adafactor.decay_rate` must be less than 0",
+        ),
+        (
+            "train.optimizer={adafactor: {lr: 1, relative_step: true}}",
+            "unknown key `train.optimizer.adafactor.relative_step`",
+        ),
+        (
+            "train.optimizer={muon: {lr: 1, adamw: {lr: 1}}}",
+            "`train.optimizer.muon` is for the matrices of a base, and an adapter's are parts",
+        ),
+        ("train.param_groups=[{params: []}]", "`train.param_groups[0].params` is empty"),
+        ("train.param_groups=[{params: ['a..b']}]", "`train.param_groups[0].params[0]` has an"),
+        (
+            "train.param_groups=[{params: [a], lr_ratio: 0}]",
+            "`train.param_groups[0].lr_ratio` must be greater than 0",
+        ),
+        ("train.label_smoothing_factor=1", "`train.label_smoothing_factor` must be at least 0"),
+        ("train.neftune_noise_alpha=0", "`train.neftune_noise_alpha` must be greater than 0"),
+        ("train.loraplus_lr_ratio=0", "`train.loraplus_lr_ratio` must be greater than 0"),
         ("eval.suites.0=held-on", "`eval.suites[0]` names `held-on`"),
         ("eval.gates.0.metric=held-out/accuracy", "`eval.gates[0].metric` asks for `accuracy`"),
         ("eval.gates.0.metric=exact_match", "`eval.gates[0].metric` is not of the form"),
@@ -239,6 +279,20 @@ fn weights_that_are_all_trained_are_not_quantised() {
 }
 
 #[test]
+fn muon_is_for_full_training_and_loraplus_for_adapters() {
+    let muon = "train.optimizer={muon: {lr: 1e-2, adamw: {lr: 1e-3}}}";
+    assert!(good(&["adapter=full", muon]).is_ok());
+    let found = problems(good(&["adapter=full", "train.optimizer={muon: {lr: 1e-2}}"]));
+    assert_eq!(found.len(), 1, "{found:?}");
+    let expected = "`train.optimizer.muon.adamw` is missing | add `adamw: { lr: 2.0e-4 }`";
+    assert!(found[0].ends_with(expected), "{found:?}");
+    assert!(good(&["train.loraplus_lr_ratio=16"]).is_ok());
+    let found = problems(good(&["adapter=full", "train.loraplus_lr_ratio=16"]));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("`train.loraplus_lr_ratio` is about the two matrices"), "{found:?}");
+}
+
+#[test]
 fn layers_stay_unquantised_by_their_path_or_a_part_of_it() {
     let mut storage = Storage { quantization: Quantization::Int8, ..Storage::default() };
     let name = "model.layers.1.mlp.down_proj";
@@ -277,7 +331,8 @@ fn overrides_reach_lists_and_make_what_is_missing() {
     ]);
     let recipe = literal.unwrap().recipe;
     assert_eq!(recipe.data.train[0].path, "other.parquet");
-    assert_eq!(recipe.train.schedule, Schedule::Constant(Constant { warmup_ratio: 0.5 }));
+    let constant = Constant { warmup_ratio: 0.5, warmup_steps: None };
+    assert_eq!(recipe.train.schedule, Schedule::Constant(constant));
     assert_eq!(recipe.train.micro_batch_tokens, Some(128));
     assert_eq!(recipe.name, "2024");
 }
@@ -329,7 +384,7 @@ proptest! {
     #[test]
     fn any_number_survives_writing(lr in 1e-300..1e300f64, seed: u64, path in "[ -~]{1,40}") {
         let mut recipe = good(&[]).unwrap().recipe;
-        let Optimizer::Adamw(adamw) = &mut recipe.train.optimizer;
+        let Optimizer::Adamw(adamw) = &mut recipe.train.optimizer else { unreachable!() };
         adamw.lr = lr;
         recipe.train.seed = seed;
         recipe.data.train[0].path = path;

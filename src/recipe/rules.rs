@@ -2,15 +2,14 @@
 
 mod adapter;
 mod data;
+mod optimizer;
 mod safety;
 mod track;
 
 use std::collections::BTreeSet;
 
 use super::problem::{Fault, listed, most_alike};
-use super::{
-    ActivationCheckpointing, Adapter, FORMAT, Gate, Optimizer, Quantization, Recipe, Schedule,
-};
+use super::{ActivationCheckpointing, Adapter, FORMAT, Gate, Quantization, Recipe};
 use crate::diagnose::Diagnose as _;
 use crate::hub::Address;
 
@@ -49,6 +48,8 @@ pub(super) fn check(recipe: &Recipe, holes: &[String]) -> Vec<(String, Fault)> {
     check.suites(recipe);
     check.steps(recipe);
     check.optimizer(recipe);
+    check.param_groups(recipe);
+    check.noise(recipe);
     check.schedule(recipe);
     check.safety(recipe);
     check.track(recipe);
@@ -168,6 +169,12 @@ impl Check<'_> {
             "write `quantization: none`, or train an adapter: `adapter: { lora: { rank: 16, \
              alpha: 32 } }`",
         );
+        self.rule(
+            recipe.base.quantization != Quantization::None || recipe.base.unquantized.is_empty(),
+            "base.unquantized",
+            "leaves layers out of a quantisation that there is none of",
+            "write `quantization: nf4`, or another, or leave `unquantized` out",
+        );
         for (index, part) in recipe.base.unquantized.iter().enumerate() {
             self.rule(
                 !part.trim().is_empty(),
@@ -253,35 +260,6 @@ impl Check<'_> {
             format!("is {micro}, less than one window of `data.sequence_length` ({window})"),
             format!("write {window} or more, or leave it out"),
         );
-    }
-
-    fn optimizer(&mut self, recipe: &Recipe) {
-        let Optimizer::Adamw(adamw) = &recipe.train.optimizer;
-        let key = "train.optimizer.adamw";
-        self.positive(adamw.lr, &format!("{key}.lr"), "2.0e-4");
-        self.positive(adamw.eps, &format!("{key}.eps"), "1.0e-8");
-        self.not_negative(adamw.weight_decay, &format!("{key}.weight_decay"));
-        let (first, second) = adamw.betas;
-        for (index, beta) in [first, second].into_iter().enumerate() {
-            self.rule(
-                (0.0..1.0).contains(&beta),
-                &format!("{key}.betas[{index}]"),
-                "must be at least 0 and less than 1",
-                "write `betas: [0.9, 0.999]`, or leave it out",
-            );
-        }
-    }
-
-    fn schedule(&mut self, recipe: &Recipe) {
-        match &recipe.train.schedule {
-            Schedule::Cosine(cosine) => {
-                self.share(cosine.warmup_ratio, "train.schedule.cosine.warmup_ratio");
-                self.share(cosine.min_lr_ratio, "train.schedule.cosine.min_lr_ratio");
-            }
-            Schedule::Constant(constant) => {
-                self.share(constant.warmup_ratio, "train.schedule.constant.warmup_ratio");
-            }
-        }
     }
 
     fn suite_reference(&mut self, recipe: &Recipe, index: usize, suite: &str) {

@@ -40,6 +40,8 @@ pub struct Decoder {
     pub checkpointing: ActivationCheckpointing,
     /// What is kept of checkpointed blocks is kept in host memory.
     pub offload: bool,
+    /// Noise on embedded tokens while training, if there is any (NEFTune, arXiv 2310.05914).
+    pub neftune_noise_alpha: Option<f64>,
 }
 
 impl Decoder {
@@ -76,6 +78,7 @@ impl Decoder {
             replaced: Replaced::default(),
             checkpointing: ActivationCheckpointing::None,
             offload: false,
+            neftune_noise_alpha: None,
         })
     }
 
@@ -183,6 +186,9 @@ impl Decoder {
         layout.check_length(0, self.architecture.max_position_embeddings)?;
         let angles = self.angles_of(layout)?;
         let mut x = self.embed(tokens)?;
+        if let Some(alpha) = self.neftune_noise_alpha.filter(|_| train) {
+            x = self.noisy(&x, layout, alpha)?;
+        }
         let how = if train { self.checkpointing } else { ActivationCheckpointing::None };
         let mode = Mode { train, again: how == ActivationCheckpointing::Selective };
         let mut seeds = self.seeds(train)?;
@@ -196,6 +202,25 @@ impl Decoder {
             };
         }
         self.norm.forward(&x)
+    }
+
+    /// Embedded tokens with uniform noise of at most `alpha / √(length · hidden)`, by the length of
+    /// their document, as Transformers' `neftune_post_forward_hook` (of a document by itself).
+    pub fn noisy(&self, x: &Tensor, layout: &Layout, alpha: f64) -> Result<Tensor> {
+        let hidden = self.architecture.hidden_size as f64;
+        // Granite multiplies what the hook gives.
+        let scale = match &self.architecture.embedding_scale {
+            EmbeddingScale::Exact(scale) => *scale,
+            EmbeddingScale::One | EmbeddingScale::Rounded(_) => 1.0,
+        };
+        let largest = layout.lengths.iter().flat_map(|&length| {
+            let most = scale * alpha / (length as f64 * hidden).sqrt();
+            std::iter::repeat_n(most as f32, length as usize)
+        });
+        let largest = Tensor::f_from_slice(&largest.collect::<Vec<f32>>())?.f_to(x.device())?;
+        let noise = Tensor::f_zeros(x.size(), (Kind::Float, x.device()))?.f_uniform_(-1.0, 1.0)?;
+        let noise = noise.f_mul(&largest.f_unsqueeze(1)?)?;
+        Ok(x.f_add(&noise.f_to_kind(x.kind())?)?)
     }
 
     /// A seed for every block, so that one drops the same when it is computed again; none

@@ -31,6 +31,7 @@ pub fn stored_kind(view: View<'_>) -> Option<Kind> {
         safetensors::Dtype::BF16 => Some(Kind::BFloat16),
         safetensors::Dtype::F16 => Some(Kind::Half),
         safetensors::Dtype::I64 => Some(Kind::Int64),
+        safetensors::Dtype::U8 => Some(Kind::Uint8),
         _ => None,
     }
 }
@@ -225,6 +226,7 @@ impl safetensors::View for Writing<'_> {
         match self.lazy.kind {
             Kind::BFloat16 => safetensors::Dtype::BF16,
             Kind::Half => safetensors::Dtype::F16,
+            Kind::Uint8 => safetensors::Dtype::U8,
             _ => safetensors::Dtype::F32,
         }
     }

@@ -32,6 +32,7 @@ struct Job {
     width: i64,
     scaling: f32,
     softcap: f32,
+    smoothing: f32,
     logits: *mut c_void,
     targets: *const i64,
     weights: *const f32,
@@ -45,6 +46,8 @@ pub struct Targets<'a> {
     pub ids: &'a Tensor,
     /// `[m]`, f32; 1 where there are none.
     pub weights: Option<&'a Tensor>,
+    /// Share of what is to be predicted that all tokens have alike (arXiv 1512.00567).
+    pub smoothing: f64,
 }
 
 /// How products become logits: `cap · tanh(x / scaling / cap)`.
@@ -83,7 +86,13 @@ pub fn frozen(
         let (mut losses, mut gradients) = (Vec::new(), Vec::new());
         for chunk in chunks(hidden, targets)? {
             let products = chunk.hidden.f_linear(&output, None::<Tensor>)?.f_contiguous()?;
-            losses.push(differentiated(&products, logits, &chunk, differentiate)?);
+            losses.push(differentiated(
+                &products,
+                logits,
+                &chunk,
+                targets.smoothing,
+                differentiate,
+            )?);
             if differentiate {
                 gradients.push(products.f_matmul(&output)?);
             }
@@ -107,10 +116,9 @@ pub fn chunked(
     for chunk in chunks(hidden, targets)? {
         let leaf = chunk.hidden.f_set_requires_grad(hidden.requires_grad())?;
         let logits = project(&leaf)?;
-        let loss = match &chunk.weights {
-            Some(weights) => super::weighted_cross_entropy_sum(&logits, &chunk.ids, weights)?,
-            None => super::cross_entropy_sum(&logits, &chunk.ids)?,
-        };
+        let Chunk { ids, weights, .. } = &chunk;
+        let some = Targets { ids, weights: weights.as_ref(), ..targets };
+        let loss = super::cross_entropy_sum(&logits, some)?;
         drop(logits);
         losses.push(loss.f_detach()?.f_view([1])?);
         if !loss.requires_grad() {
@@ -178,6 +186,7 @@ fn differentiated(
     products: &Tensor,
     logits: Logits,
     chunk: &Chunk,
+    smoothing: f64,
     differentiate: bool,
 ) -> Result<Tensor> {
     let (rows, width) = products.size2()?;
@@ -189,6 +198,7 @@ fn differentiated(
         width,
         scaling: logits.scaling as f32,
         softcap: logits.softcap.unwrap_or(0.0) as f32,
+        smoothing: smoothing as f32,
         logits: products.data_ptr(),
         targets: chunk.ids.data_ptr().cast_const().cast(),
         weights: chunk.weights.as_ref().map_or(std::ptr::null(), |w| w.data_ptr().cast()),
@@ -244,7 +254,9 @@ mod tests {
     fn whole(hidden: &Tensor, output: &Tensor, how: Logits, targets: Targets<'_>) -> [Tensor; 3] {
         let leaves = [hidden, output].map(|x| x.detach().set_requires_grad(true));
         let each = logits(&leaves[0], &leaves[1], how).log_softmax(-1, hidden.kind());
-        let each = each.gather(1, &targets.ids.unsqueeze(1), false).squeeze_dim(1).neg();
+        let even = each.mean_dim([1i64].as_slice(), false, hidden.kind());
+        let each = each.gather(1, &targets.ids.unsqueeze(1), false).squeeze_dim(1);
+        let each = -(each * (1.0 - targets.smoothing) + even * targets.smoothing);
         let loss = match targets.weights {
             Some(weights) => (each * weights).sum(Kind::Double),
             None => each.sum(Kind::Double),
@@ -266,19 +278,21 @@ mod tests {
     #[test]
     fn losses_and_gradients_are_those_of_all_logits_at_once() {
         tch::manual_seed(3);
-        for (rows, vocabulary, how, weighted) in [
-            (1, 7, PLAIN, false),
-            (513, 1000, PLAIN, true),
-            (1025, 33, CAPPED, true),
-            (512, 1, CAPPED, false),
+        for (rows, vocabulary, how, weighted, smoothing) in [
+            (1, 7, PLAIN, false, 0.0),
+            (513, 1000, PLAIN, true, 0.0),
+            (513, 100, PLAIN, true, 0.1),
+            (1025, 33, CAPPED, true, 0.3),
+            (512, 1, CAPPED, false, 0.0),
             // So many that kernels take packs of numbers and several warps a row.
-            (3, 5000, PLAIN, true),
-            (2, 4097, CAPPED, false),
+            (3, 5000, PLAIN, true, 0.2),
+            (2, 4097, CAPPED, false, 0.0),
+            (2, 4097, CAPPED, false, 0.9),
         ] {
             let (hidden, output) = (draw(&[rows, 24]), draw(&[vocabulary, 24]));
             let ids = Tensor::randint(vocabulary, [rows], (Kind::Int64, Device::Cpu));
             let weights = Tensor::rand([rows], (Kind::Float, Device::Cpu));
-            let targets = Targets { ids: &ids, weights: weighted.then_some(&weights) };
+            let targets = Targets { ids: &ids, weights: weighted.then_some(&weights), smoothing };
             let exact = whole(&hidden, &output, how, targets);
             for (kind, bar) in [(Kind::Float, 2e-6), (Kind::BFloat16, 4e-3)] {
                 let as_kind = |x: &Tensor| x.to_kind(kind).set_requires_grad(true);
@@ -296,7 +310,7 @@ mod tests {
                     let mut h = h.detach().to(backend.device()).set_requires_grad(true);
                     let weights = targets.weights.map(|weights| backend.take(weights));
                     let ids = backend.take(targets.ids);
-                    let targets = Targets { ids: &ids, weights: weights.as_ref() };
+                    let targets = Targets { ids: &ids, weights: weights.as_ref(), smoothing };
                     let o = backend.take(&o.detach());
                     let loss = backend.run(|| frozen(&h, &o, how, targets)).unwrap();
                     (&loss * 3.0).backward();
@@ -320,7 +334,7 @@ mod tests {
         let (hidden, output) = (draw(&[600, 8]).to_kind(Kind::Float), draw(&[5, 8]));
         let output = output.to_kind(Kind::Float).set_requires_grad(true);
         let ids = Tensor::zeros([600], (Kind::Int64, Device::Cpu));
-        let targets = Targets { ids: &ids, weights: None };
+        let targets = Targets { ids: &ids, weights: None, smoothing: 0.0 };
         let project = |h: &Tensor| Ok(logits(h, &output, PLAIN));
         let first = tch::no_grad(|| chunked(&hidden, &[&output], targets, project)).unwrap();
         let second = frozen(&hidden, &output.detach(), PLAIN, targets).unwrap();
@@ -332,12 +346,12 @@ mod tests {
     fn large_logits_stay_numbers_and_nan_stays_nan() {
         let output = Tensor::from_slice(&[100.0f32, -100.0, 0.0]).view([3, 1]);
         let ids = Tensor::from_slice(&[0i64, 1]);
-        let targets = Targets { ids: &ids, weights: None };
+        let targets = Targets { ids: &ids, weights: None, smoothing: 0.0 };
         for backend in Backend::all() {
             let loss = |values: &[f32]| {
                 let hidden = backend.take(&Tensor::from_slice(values).view([2, 1]));
                 let ids = backend.take(targets.ids);
-                let targets = Targets { ids: &ids, weights: None };
+                let targets = Targets { ids: &ids, weights: None, smoothing: 0.0 };
                 let loss = backend.run(|| frozen(&hidden, &backend.take(&output), PLAIN, targets));
                 loss.unwrap().double_value(&[])
             };
@@ -353,7 +367,9 @@ mod tests {
             Tensor::zeros([5, 8], (Kind::Float, Device::Cpu)),
             Tensor::zeros([0], (Kind::Int64, Device::Cpu)),
         );
-        let loss = frozen(&hidden, &output, PLAIN, Targets { ids: &ids, weights: None }).unwrap();
+        let loss =
+            frozen(&hidden, &output, PLAIN, Targets { ids: &ids, weights: None, smoothing: 0.0 })
+                .unwrap();
         assert_eq!(loss.double_value(&[]), 0.0);
         loss.backward();
         assert_eq!(hidden.grad().size(), [0, 8]);
@@ -364,7 +380,7 @@ mod tests {
         for target in [-1i64, 5] {
             let (hidden, output) = (draw(&[1, 8]).to_kind(Kind::Float), draw(&[5, 8]));
             let ids = Tensor::from_slice(&[target]);
-            let targets = Targets { ids: &ids, weights: None };
+            let targets = Targets { ids: &ids, weights: None, smoothing: 0.0 };
             assert!(frozen(&hidden, &output, PLAIN, targets).is_err());
         }
     }

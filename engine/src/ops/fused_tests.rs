@@ -344,7 +344,7 @@ fn shapes_that_do_not_fit_are_errors() {
 #[test]
 fn steps_of_adamw_are_those_of_the_reference() {
     tch::manual_seed(9);
-    for (count, decayed) in [(0, 0), (1, 1), (7, 0), (33, 5), (65, 65), (100_000, 99_990)] {
+    for count in [0, 1, 7, 33, 65, 100_000] {
         let start = numbers(&[vec![count]]).remove(0) * 1e-2;
         let run = |kind: Kind, device: Device| {
             let start = start.to(device);
@@ -364,7 +364,7 @@ fn steps_of_adamw_are_those_of_the_reference() {
                     eps: 1e-8,
                 };
                 let [weights, mean, square] = &mut state;
-                super::adamw([weights, mean, square], &gradient, decayed, factors).unwrap();
+                super::adamw([weights, mean, square], &gradient, factors).unwrap();
             }
             state
         };
@@ -373,7 +373,7 @@ fn steps_of_adamw_are_those_of_the_reference() {
             let found = backend.run(|| run(Kind::Float, backend.device()));
             for (found, exact) in found.iter().zip(&exact) {
                 let apart = error(&found.to(Device::Cpu), exact);
-                assert!(apart <= F32, "{count} {decayed} by {backend:?}: {apart:e}");
+                assert!(apart <= F32, "{count} by {backend:?}: {apart:e}");
             }
         }
     }

@@ -180,7 +180,7 @@ fn backward(
             let Some(kept) = &update.kept else { continue };
             *found = Some(inner.f_tr()?.f_mm(&x.f_mul(kept)?)?);
             if let (true, Some(of_x)) = (wanted, &mut of_x) {
-                let _ = of_x.f_add_(&inner.f_mm(&update.a)?.f_mul(kept)?)?;
+                let _ = of_x.f_add_(&inner.f_mm(&update.a)?.f_mul_(kept)?)?;
             }
         }
     }

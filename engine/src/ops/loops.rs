@@ -159,7 +159,6 @@ struct GatedJob {
 #[repr(C)]
 struct AdamWJob {
     count: i64,
-    decayed: i64,
     weights: *mut c_void,
     mean: *mut c_void,
     square: *mut c_void,
@@ -424,7 +423,6 @@ impl Gated {
 pub(super) fn adamw(
     [weights, mean, square]: [&mut Tensor; 3],
     gradient: &Tensor,
-    decayed: i64,
     factors: AdamWFactors,
 ) -> Result<()> {
     let tensors = [&*weights, &*mean, &*square, gradient];
@@ -433,7 +431,6 @@ pub(super) fn adamw(
     check(alike && tensors.iter().all(dense), "an optimiser's state is laid out as its weights")?;
     let job = AdamWJob {
         count: gradient.numel() as i64,
-        decayed,
         weights: weights.data_ptr(),
         mean: mean.data_ptr(),
         square: square.data_ptr(),

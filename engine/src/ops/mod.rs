@@ -23,14 +23,16 @@ pub mod layout;
 pub mod linear;
 mod loops;
 pub mod native;
+pub mod optimizers;
 pub mod profile;
 pub mod reference;
 pub mod rotary;
 
 use heirloom::base::{Activation, NormKind};
-use tch::{Kind, Tensor};
+use tch::{Kind, Reduction, Tensor};
 
 use crate::error::Result;
+use cross_entropy::Targets;
 pub use cuda::CudaError;
 pub use layout::Layout;
 
@@ -75,23 +77,18 @@ pub fn soft_cap(x: &Tensor, cap: f64) -> Result<Tensor> {
     Ok(x.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?)
 }
 
-/// Sum of the negative log-likelihoods of `targets` (`[m]`, i64) under `logits`
-/// (`[m, vocabulary]`), in nats, computed in f32.
-pub fn cross_entropy_sum(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+/// Sum of the negative log-likelihoods of `targets` under logits (`[m, vocabulary]`), in nats,
+/// computed in f32.
+pub fn cross_entropy_sum(logits: &Tensor, targets: Targets<'_>) -> Result<Tensor> {
     let logits = logits.f_to_kind(Kind::Float)?;
-    Ok(logits.f_cross_entropy_loss(targets, None::<Tensor>, tch::Reduction::Sum, -100, 0.0)?)
-}
-
-/// As [`cross_entropy_sum`], each term times its weight (`[m]`, f32).
-pub fn weighted_cross_entropy_sum(
-    logits: &Tensor,
-    targets: &Tensor,
-    weights: &Tensor,
-) -> Result<Tensor> {
-    let logits = logits.f_to_kind(Kind::Float)?;
-    let each =
-        logits.f_cross_entropy_loss(targets, None::<Tensor>, tch::Reduction::None, -100, 0.0)?;
-    Ok(each.f_mul(weights)?.f_sum(Kind::Float)?)
+    let Targets { ids, weights, smoothing } = targets;
+    let loss = |reduction: Reduction| {
+        logits.f_cross_entropy_loss(ids, None::<Tensor>, reduction, -100, smoothing)
+    };
+    match weights {
+        Some(weights) => Ok(loss(Reduction::None)?.f_mul(weights)?.f_sum(Kind::Float)?),
+        None => Ok(loss(Reduction::Sum)?),
+    }
 }
 
 /// The numbers of one step of AdamW.
@@ -113,16 +110,11 @@ pub struct AdamWFactors {
 }
 
 /// One step of AdamW (arXiv 1711.05101, as `torch.optim.AdamW` takes it) over weights and both
-/// running means, flat f32 tensors that are changed in place; the first `decayed` weights decay.
-pub fn adamw(
-    state: [&mut Tensor; 3],
-    gradient: &Tensor,
-    decayed: i64,
-    factors: AdamWFactors,
-) -> Result<()> {
+/// running means, flat f32 tensors that are changed in place.
+pub fn adamw(state: [&mut Tensor; 3], gradient: &Tensor, factors: AdamWFactors) -> Result<()> {
     if loops::serve(&[&*state[0], &*state[1], &*state[2], gradient]) {
-        loops::adamw(state, gradient, decayed, factors)
+        loops::adamw(state, gradient, factors)
     } else {
-        reference::adamw(state, gradient, decayed, factors)
+        reference::adamw(state, gradient, factors)
     }
 }

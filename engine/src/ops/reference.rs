@@ -130,12 +130,11 @@ pub fn linears(x: &Tensor, layers: Vec<Layer>) -> Result<Vec<Tensor>> {
 pub fn adamw(
     [weights, mean, square]: [&mut Tensor; 3],
     gradient: &Tensor,
-    decayed: i64,
     factors: AdamWFactors,
 ) -> Result<()> {
     let AdamWFactors { keep, betas: [_, beta2], new: [new1, new2], step, root, eps } = factors;
     tch::no_grad(|| {
-        let _ = weights.f_narrow(0, 0, decayed)?.f_mul_scalar_(f64::from(keep))?;
+        let _ = weights.f_mul_scalar_(f64::from(keep))?;
         let _ = mean.f_lerp_(gradient, f64::from(new1))?;
         let _ = square.f_mul_scalar_(f64::from(beta2))?;
         let _ = square.f_add_(&gradient.f_square()?.f_mul_scalar(f64::from(new2))?)?;

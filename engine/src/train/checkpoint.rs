@@ -16,10 +16,10 @@ use heirloom::base::Checkpoint;
 use heirloom::dataset::stream::Position;
 use heirloom::files::{self, FolderInProgress};
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::guard::Seen;
-use super::optimizer::AdamW;
+use super::optimizer::Optimizer;
 use super::parameters::Parameters;
 use crate::error::{EngineError, Result};
 use crate::memory;
@@ -68,14 +68,10 @@ struct State {
 }
 
 impl State {
-    fn of(progress: &Progress, parameters: &Parameters, optimizer: &AdamW) -> Self {
-        let tensors = [
-            ("weights", parameters.flat.detach()),
-            ("mean", optimizer.mean.shallow_clone()),
-            ("square", optimizer.square.shallow_clone()),
-        ];
-        let tensors = tensors.map(|(name, tensor)| (name.to_owned(), tensor));
-        Self { progress: progress.clone(), tensors: tensors.into() }
+    fn of(progress: &Progress, parameters: &Parameters, optimizer: &Optimizer) -> Self {
+        let tensors = tensors(parameters, optimizer).into_iter();
+        let tensors = tensors.map(|(name, tensor)| (name.to_owned(), tensor)).collect();
+        Self { progress: progress.clone(), tensors }
     }
 
     /// The same in memory of its own, on the CPU.
@@ -119,7 +115,7 @@ impl Checkpoints {
         &mut self,
         progress: &Progress,
         parameters: &Parameters,
-        optimizer: &AdamW,
+        optimizer: &Optimizer,
         kept: Vec<u64>,
     ) -> Result<()> {
         self.finish()?;
@@ -164,7 +160,7 @@ impl Checkpoints {
     pub fn restore(
         &mut self,
         parameters: &mut Parameters,
-        optimizer: &mut AdamW,
+        optimizer: &mut Optimizer,
     ) -> Result<Option<Progress>> {
         let newest = list(&self.folder)?.pop();
         newest.map(|(step, _)| self.load(step, parameters, Some(optimizer))).transpose()
@@ -175,7 +171,7 @@ impl Checkpoints {
         &mut self,
         step: u64,
         parameters: &mut Parameters,
-        optimizer: Option<&mut AdamW>,
+        optimizer: Option<&mut Optimizer>,
     ) -> Result<Progress> {
         self.finish()?;
         let path = self.path(step).join(COUNTERS);
@@ -184,15 +180,21 @@ impl Checkpoints {
             serde_json::from_str(&text).map_err(|source| EngineError::Json { path, source })?;
         let path = self.path(step).join(TENSORS);
         let file = Checkpoint::open_file(&path)?;
-        let shape = vec![parameters.flat.numel()];
-        let expected = ["mean", "square", "weights"].map(|name| (name.to_owned(), shape.clone()));
-        file.expect(&expected, |_| false)
+        let tensors = match &optimizer {
+            Some(optimizer) => tensors(parameters, optimizer),
+            None => vec![weights_of(parameters)],
+        };
+        // Codes of an optimiser are no tensors that a model could have.
+        let is_code = |(_, tensor): &&(&str, Tensor)| tensor.kind() == Kind::Uint8;
+        let numbers = tensors.iter().filter(|tensor| !is_code(tensor));
+        let expected = numbers.map(|(name, tensor)| ((*name).to_owned(), vec![tensor.numel()]));
+        let code = |name: &str| tensors.iter().filter(is_code).any(|(known, _)| *known == name);
+        file.expect(&expected.collect::<Vec<_>>(), |name| optimizer.is_none() || code(name))
             .map_err(|problems| EngineError::Tensors { path, problems })?;
-        let restored = weights::load(&file, "weights")?;
-        tch::no_grad(|| parameters.flat.f_copy_(&restored))?;
+        for (name, mut tensor) in tensors {
+            tch::no_grad(|| -> Result<_> { Ok(tensor.f_copy_(&weights::load(&file, name)?)?) })?;
+        }
         if let Some(optimizer) = optimizer {
-            optimizer.mean.f_copy_(&weights::load(&file, "mean")?)?;
-            optimizer.square.f_copy_(&weights::load(&file, "square")?)?;
             optimizer.updates = progress.updates;
         }
         Ok(progress)
@@ -205,6 +207,15 @@ impl Drop for Checkpoints {
     fn drop(&mut self) {
         let _ = self.finish();
     }
+}
+
+/// What a step depends on, by name: flat tensors, the same that it changes.
+fn tensors(parameters: &Parameters, optimizer: &Optimizer) -> Vec<(&'static str, Tensor)> {
+    optimizer.state().into_iter().chain([weights_of(parameters)]).collect()
+}
+
+fn weights_of(parameters: &Parameters) -> (&'static str, Tensor) {
+    ("weights", parameters.flat.detach())
 }
 
 /// Removes all but the newest `keep` and those of some steps.

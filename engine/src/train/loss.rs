@@ -17,6 +17,17 @@ use crate::ops::{self, Layout, reference};
 /// Only rows that predict a trained token reach the output projection, and only some of them at
 /// a time.
 pub fn nll_sum(model: &Decoder, batch: &MicroBatch, train: bool) -> Result<Option<Tensor>> {
+    sum(model, batch, train, 0.0)
+}
+
+/// The same where every target is smoothed: that share of it all tokens have alike, as
+/// `label_smoothing` of `torch.nn.functional.cross_entropy`.
+pub fn sum(
+    model: &Decoder,
+    batch: &MicroBatch,
+    train: bool,
+    smoothing: f64,
+) -> Result<Option<Tensor>> {
     let (mut rows, mut targets, mut weights) = (Vec::new(), Vec::new(), Vec::new());
     for (row, (token, weight)) in batch.tokens.iter().zip(&batch.weights).enumerate().skip(1) {
         if *weight > 0.0 {
@@ -46,7 +57,7 @@ pub fn nll_sum(model: &Decoder, batch: &MicroBatch, train: bool) -> Result<Optio
     // Nearly every row has plain weights: those pay nothing for the others.
     let plain = weights.iter().all(|weight| *weight == 1.0);
     let weights = if plain { None } else { Some(Tensor::f_from_slice(&weights)?.f_to(device)?) };
-    let targets = Targets { ids: &ids, weights: weights.as_ref() };
+    let targets = Targets { ids: &ids, weights: weights.as_ref(), smoothing };
     Ok(Some(of_hidden(model, &predicting, targets)?))
 }
 
@@ -67,11 +78,7 @@ fn fill_up(tokens: &mut Vec<i64>, lengths: &mut Vec<u32>) {
 /// Sum of the losses of hidden states, through the output projection however it is trained.
 fn of_hidden(model: &Decoder, hidden: &Tensor, targets: Targets<'_>) -> Result<Tensor> {
     if reference::asked() {
-        let logits = model.logits(hidden)?;
-        return match targets.weights {
-            Some(weights) => ops::weighted_cross_entropy_sum(&logits, targets.ids, weights),
-            None => ops::cross_entropy_sum(&logits, targets.ids),
-        };
+        return ops::cross_entropy_sum(&model.logits(hidden)?, targets);
     }
     let architecture = &model.architecture;
     match &model.replaced.output {

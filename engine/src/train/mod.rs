@@ -25,7 +25,7 @@ use heirloom::base::BaseFolder;
 use heirloom::dataset::stream::{MicroBatch, Step};
 use heirloom::recipe::lock::Size;
 use heirloom::recipe::memory::smaller;
-use heirloom::recipe::{Adapter, Optimizer, Recipe};
+use heirloom::recipe::{Adapter, Recipe};
 use heirloom::track::{Cause, Event, Happened, Sink, ValidationMetrics};
 use tch::{Device, Kind, Tensor};
 
@@ -34,7 +34,7 @@ use crate::error::{EngineError, Result};
 use crate::memory;
 use crate::model::{Decoder, Linear, weights};
 use checkpoint::{Checkpoints, Progress};
-use optimizer::AdamW;
+use optimizer::Optimizer;
 use parameters::Parameters;
 pub use step::Taken;
 pub use stop::Stop;
@@ -49,7 +49,7 @@ pub struct Trainer {
     /// Where training stands.
     pub progress: Progress,
     recipe: Recipe,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     /// What the plan counted.
     size: Size,
     /// Steps after which it ends whatever the stream holds.
@@ -75,8 +75,8 @@ impl Trainer {
         let (mut model, mut parameters) = prepare(recipe, base, device)?;
         model.checkpointing = recipe.train.activation_checkpointing;
         model.offload = recipe.train.activation_offload;
-        let Optimizer::Adamw(settings) = &recipe.train.optimizer;
-        let mut optimizer = AdamW::new(settings.clone(), &parameters)?;
+        model.neftune_noise_alpha = recipe.train.neftune_noise_alpha;
+        let mut optimizer = Optimizer::new(&recipe.train.optimizer, &parameters)?;
         let (keep, background) = (recipe.train.keep_checkpoints, recipe.writes_in_background());
         let open = |folder: PathBuf| Checkpoints::open(&folder, keep, background);
         let mut checkpoints = checkpoints.map(open).transpose()?;
@@ -271,7 +271,7 @@ fn prepare(recipe: &Recipe, base: &BaseFolder, device: Device) -> Result<(Decode
                 Some(values) => values,
                 None => adapter::initial(&model, lora, stored)?,
             };
-            let parameters = Parameters::new(initial, device)?;
+            let parameters = Parameters::for_recipe(initial, &recipe.train, device)?;
             adapter::attach(&mut model, lora, |key, _| view(&parameters, key))?;
             adapter::start::keep(&mut model, lora)?;
             Ok((model, parameters))
@@ -297,7 +297,7 @@ fn prepare_full(
         };
         initial.push((name, tensor));
     }
-    let parameters = Parameters::new(initial, device)?;
+    let parameters = Parameters::for_recipe(initial, &recipe.train, device)?;
     let kind = weights::kind(recipe.base.dtype);
     let model = Decoder::build(&base.architecture, kind, |name, shape| {
         match (parameters.get(name), base.checkpoint()) {

@@ -1,8 +1,12 @@
 //! The trained weights, laid end to end in one f32 tensor.
 //!
 //! One flat tensor makes the optimiser, the gradient norm and a checkpoint a handful of
-//! operations each, however many layers there are. The model sees views into it.
+//! operations each, however many layers there are. The model sees views into it. Weights that
+//! move alike lie side by side, so that an optimiser goes through a few [`Segment`]s.
 
+use std::ops::Range;
+
+use heirloom::recipe::{Optimizer, Pace, Train};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
@@ -11,56 +15,122 @@ use crate::error::Result;
 /// matrix products round by alignment, and a resumed run must round alike.
 const ALIGNMENT: i64 = 16;
 
+/// Those of weights whose state is kept in blocks start with a block, which no two share.
+pub const BLOCK: i64 = 256;
+
+/// How a weight moves, and by whom.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Group {
+    /// Whether the optimiser is not for it, and AdamW moves it.
+    pub left: bool,
+    /// Its learning rate and its decay.
+    pub pace: Pace,
+    /// Whether its state is kept in blocks.
+    blocks: bool,
+}
+
+impl Group {
+    /// As in Transformers' `Trainer`: matrices decay as the optimiser says, vectors (norms) do
+    /// not.
+    fn plain(dimensions: usize) -> Self {
+        let weight_decay = (dimensions < 2).then_some(0.0);
+        Self { left: false, pace: Pace { lr_ratio: 1.0, weight_decay }, blocks: false }
+    }
+
+    /// As a recipe says.
+    fn of(train: &Train, name: &str, shape: &[usize]) -> Self {
+        let left = train.optimizer.leaves(name, shape);
+        let blocks = matches!(train.optimizer, Optimizer::Adamw8bit(_)) && !left;
+        Self { left, pace: train.pace(name, shape.len()), blocks }
+    }
+}
+
+/// Weights that move alike, side by side.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// How they move.
+    pub group: Group,
+    /// Their elements, gaps included.
+    pub elements: Range<i64>,
+}
+
+impl Segment {
+    /// Its part of a tensor that has the layout of the weights.
+    pub fn of(&self, flat: &Tensor) -> Result<Tensor> {
+        Ok(flat.f_narrow(0, self.elements.start, self.elements.end - self.elements.start)?)
+    }
+}
+
 /// Weights that are trained.
 #[derive(Debug)]
 pub struct Parameters {
-    /// All weights, decayed ones first, `[length]` f32.
+    /// All weights, `[length]` f32: those that the optimiser is for, then those that it leaves.
     pub flat: Tensor,
     /// Names, sorted as in `views`.
     names: Vec<String>,
     /// Leaves of the autograd graph, each a view of `flat`.
     views: Vec<Tensor>,
     offsets: Vec<i64>,
-    /// The first so many elements are subject to weight decay.
-    pub decayed: i64,
+    /// What moves alike, in the order of `flat`.
+    pub segments: Vec<Segment>,
     /// Trained weights, without the gaps of alignment.
     pub count: u64,
 }
 
 impl Parameters {
-    /// Lays out these initial weights on a device. As in Transformers' `Trainer`, matrices decay and
-    /// vectors (norms) do not.
+    /// Lays out these initial weights on a device, matrices first.
     pub fn new(initial: Vec<(String, Tensor)>, device: Device) -> Result<Self> {
-        let (matrices, vectors): (Vec<_>, Vec<_>) =
-            initial.into_iter().partition(|(_, tensor)| tensor.dim() > 1);
-        let mut offsets = Vec::new();
-        let mut length = 0;
-        let mut decayed = 0;
-        let mut count = 0;
-        for (index, (_, tensor)) in matrices.iter().chain(&vectors).enumerate() {
-            if index == matrices.len() {
-                decayed = length;
+        Self::grouped(initial, device, |_, shape| Group::plain(shape.len()))
+    }
+
+    /// Lays out these initial weights for a recipe's optimiser and its groups.
+    pub fn for_recipe(
+        initial: Vec<(String, Tensor)>,
+        train: &Train,
+        device: Device,
+    ) -> Result<Self> {
+        Self::grouped(initial, device, |name, shape| Group::of(train, name, shape))
+    }
+
+    fn grouped(
+        initial: Vec<(String, Tensor)>,
+        device: Device,
+        group: impl Fn(&str, &[usize]) -> Group,
+    ) -> Result<Self> {
+        let mut groups: Vec<(Group, Vec<(String, Tensor)>)> = Vec::new();
+        for (name, tensor) in initial {
+            let shape: Vec<usize> = tensor.size().iter().map(|size| *size as usize).collect();
+            let group = group(&name, &shape);
+            match groups.iter_mut().find(|(known, _)| *known == group) {
+                Some((_, members)) => members.push((name, tensor)),
+                None => groups.push((group, vec![(name, tensor)])),
             }
-            offsets.push(length);
-            count += tensor.numel() as u64;
-            length += (tensor.numel() as i64 + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
         }
-        if vectors.is_empty() {
-            decayed = length;
+        // A stable sort: what decays comes first, and what is left over last.
+        groups.sort_by_key(|(group, _)| (group.left, group.pace.weight_decay == Some(0.0)));
+        let (mut offsets, mut segments, mut length) = (Vec::new(), Vec::new(), 0);
+        for (group, members) in &groups {
+            let (start, step) = (length, if group.blocks { BLOCK } else { ALIGNMENT });
+            for (_, tensor) in members {
+                offsets.push(length);
+                length += (tensor.numel() as i64 + step - 1) / step * step;
+            }
+            segments.push(Segment { group: *group, elements: start..length });
         }
+        let members: Vec<_> = groups.into_iter().flat_map(|(_, members)| members).collect();
         tch::no_grad(|| {
             let flat = Tensor::f_zeros([length], (Kind::Float, device))?;
-            let mut names = Vec::new();
-            let mut views = Vec::new();
-            for ((name, tensor), offset) in matrices.into_iter().chain(vectors).zip(&offsets) {
+            let (mut names, mut views, mut count) = (Vec::new(), Vec::new(), 0);
+            for ((name, tensor), offset) in members.into_iter().zip(&offsets) {
                 let numel = tensor.numel() as i64;
                 let mut view =
                     flat.f_narrow(0, *offset, numel)?.f_view(tensor.size().as_slice())?;
                 view.f_copy_(&tensor)?;
                 views.push(view.f_set_requires_grad(true)?);
                 names.push(name);
+                count += numel as u64;
             }
-            Ok(Self { flat, names, views, offsets, decayed, count })
+            Ok(Self { flat, names, views, offsets, segments, count })
         })
     }
 
@@ -88,6 +158,17 @@ impl Parameters {
     /// A zero gradient.
     pub fn zero_gradient(&self) -> Result<Tensor> {
         Ok(self.flat.f_detach()?.f_zeros_like()?)
+    }
+
+    /// Elements that the optimiser is for, gaps included; AdamW moves the rest.
+    pub fn own(&self) -> i64 {
+        let own = self.segments.iter().filter(|segment| !segment.group.left);
+        own.map(|segment| segment.elements.end).max().unwrap_or(0)
+    }
+
+    /// Where the weights lie in `flat`, and their shapes, in its order.
+    pub fn places(&self) -> impl Iterator<Item = (i64, Vec<i64>)> {
+        self.offsets.iter().copied().zip(self.views.iter().map(Tensor::size))
     }
 
     /// Names with views into a tensor that has the layout of `flat`.

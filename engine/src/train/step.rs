@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use heirloom::dataset::stream::{MicroBatch, Step};
-use heirloom::recipe::{OnBadStep, Optimizer};
+use heirloom::recipe::OnBadStep;
 use heirloom::track::{Cause, Event, Happened, StepMetrics};
 use tch::Tensor;
 
@@ -54,9 +54,9 @@ impl Trainer {
             true => self.progress.seen.judge(&self.recipe.train, loss, grad_norm),
             false => None,
         };
-        let Optimizer::Adamw(settings) = &self.recipe.train.optimizer;
+        let peak = self.recipe.train.optimizer.lr();
         let schedule = &self.recipe.train.schedule;
-        let lr = settings.lr * optimizer::factor(schedule, self.progress.step, self.size.steps);
+        let lr = peak * optimizer::factor(schedule, self.progress.step, self.size.steps);
         if weight > 0.0 && bad.is_none() {
             let _scope = scope("optimizer");
             self.optimizer.update(&mut self.parameters, &gradient, lr)?;
@@ -97,7 +97,8 @@ impl Trainer {
             tch::manual_seed(mix(seed as u64, place as u64));
             let sum = {
                 let _scope = scope("loss");
-                let sum = loss::nll_sum(&self.model, batch, true);
+                let smoothing = self.recipe.train.label_smoothing_factor;
+                let sum = loss::sum(&self.model, batch, true, smoothing);
                 sum.map_err(|error| out_of_memory(error, number, "forward", batch))?
             };
             if let Some(sum) = sum {

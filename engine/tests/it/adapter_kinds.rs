@@ -7,13 +7,13 @@ use std::path::Path;
 use heirloom::base::BaseFolder;
 use heirloom::dataset::stream::MicroBatch;
 use heirloom::recipe::{
-    ActivationCheckpointing, Adamw, Adapter, Bias, Dtype, Lora, Pattern, Quantization, Start,
+    self, ActivationCheckpointing, Adamw, Adapter, Bias, Dtype, Lora, Pattern, Quantization, Start,
     Storage, Targets,
 };
 use heirloom_engine::adapter::{self, peft, start};
 use heirloom_engine::model::{Decoder, Linear, Weight, weights};
 use heirloom_engine::train::loss;
-use heirloom_engine::train::optimizer::AdamW;
+use heirloom_engine::train::optimizer::Optimizer;
 use heirloom_engine::train::parameters::Parameters;
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
@@ -51,7 +51,8 @@ fn course(
     steps: usize,
 ) -> Vec<f64> {
     let settings = Adamw { lr, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0 };
-    let mut adamw = AdamW::new(settings, parameters).unwrap();
+    let settings = recipe::Optimizer::Adamw(settings);
+    let mut adamw = Optimizer::new(&settings, parameters).unwrap();
     let step = |_| {
         let (loss, gradient) = mean_gradient(model, parameters, batch);
         adamw.update(parameters, &gradient, lr).unwrap();

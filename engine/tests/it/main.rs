@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
+mod accumulation;
 mod adapter_kinds;
 mod adapter_runs;
 mod adapters;
@@ -13,6 +14,7 @@ mod formats;
 mod generate;
 mod goldens;
 mod guard;
+mod optimizers;
 mod perplexity;
 mod quantised;
 mod runs;

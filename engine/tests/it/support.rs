@@ -27,6 +27,10 @@ impl Golden {
         named.map(|name| name[prefix.len()..].to_owned()).collect()
     }
 
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.names().any(|known| known == name)
+    }
+
     pub(crate) fn tensor(&self, name: &str) -> Tensor {
         weights::load(&self.0, name).unwrap()
     }

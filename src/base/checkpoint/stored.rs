@@ -84,8 +84,8 @@ impl Checkpoint {
         match entry.dtype {
             Dtype::F8_E4M3 => self.fp8(name, entry),
             Dtype::F32 | Dtype::BF16 | Dtype::F16 => Ok(Parts::Plain(entry)),
-            // Counters of our own; no architecture has one.
-            Dtype::I64 if expected.is_none() => Ok(Parts::Plain(entry)),
+            // Counters and codes of our own; no architecture has one.
+            Dtype::I64 | Dtype::U8 if expected.is_none() => Ok(Parts::Plain(entry)),
             _ => Err(wrong_dtype(name, entry)),
         }
     }

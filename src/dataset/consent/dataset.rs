@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use jiff::fmt::temporal::SpanParser;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 use serde_json::{Map, Value};
@@ -20,6 +21,12 @@ pub const FOOTER_KEY: &str = "consent.v1";
 
 /// The only schema that is understood.
 const SCHEMA: &str = "consent/v1";
+
+/// A duration of ISO 8601; `str::parse` would take `12 months`, too, which other readers of the
+/// same file do not.
+pub fn duration(text: &str) -> Option<Span> {
+    SpanParser::new().parse_span(text).ok()
+}
 
 /// What stops a whole file.
 #[derive(Debug, Error)]
@@ -185,7 +192,7 @@ impl Dataset {
             return Err(ConsentError::Future { path: path.to_owned(), snapshot_at, at });
         }
         let max_age = limit.as_str().unwrap_or_default();
-        let ends = max_age.parse::<Span>().ok().filter(|age| !age.is_negative()).and_then(|age| {
+        let ends = duration(max_age).filter(|age| !age.is_negative()).and_then(|age| {
             // Months and years have their length by the calendar.
             Some(snapshot_at.to_zoned(TimeZone::UTC).checked_add(age).ok()?.timestamp())
         });

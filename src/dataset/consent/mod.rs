@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use columns::{ColumnError, ConsentColumns, judge_rows};
 pub use count::{Ledger, count, find, pruned};
-pub use dataset::{ConsentError, Dataset, FOOTER_KEY};
+pub use dataset::{ConsentError, Dataset, FOOTER_KEY, duration};
 pub use explain::explain;
 pub use judge::judge;
 pub use prune::prune;

@@ -308,6 +308,7 @@ fn a_declaration_that_cannot_be_meant_is_refused_where_it_stands() {
             "columns: { basis: true }\n",
             "consent.yaml:8:12: this is boolean `true`, not the name of a column, or",
         ),
+        ("expiry: 12 months\n", "`expiry` of `consent.yaml` is neither a duration nor `endless`; "),
         ("expiry: never\n", "`expiry` of `consent.yaml` is neither a duration nor `endless`; "),
         ("max_snapshot_age: 30\n", "`max_snapshot_age` of `consent.yaml` is no duration; "),
         ("snapshot_at: 2026-06-01T00:00:00\n", "`snapshot_at` of `consent.yaml` is no instant; "),

@@ -9,11 +9,11 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use jiff::Span;
 use serde::de::{self, MapAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_saphyr::Error as YamlError;
 
+use super::super::consent::duration;
 use super::error::{ImportError, MAKE_KEY};
 use super::terms;
 use crate::files;
@@ -317,12 +317,12 @@ impl Rules<'_> {
         ] {
             self.not_empty(key, text)?;
         }
-        let duration = |text: &str| text.parse::<Span>().is_ok_and(|span| span.is_positive());
-        if declared.expiry.as_deref().is_some_and(|text| text != "endless" && !duration(text)) {
+        let lasts = |text: &str| duration(text).is_some_and(|span| span.is_positive());
+        if declared.expiry.as_deref().is_some_and(|text| text != "endless" && !lasts(text)) {
             let hint = "write a duration of ISO 8601 such as `P12M`, or `endless`";
             return Err(self.wrong("expiry", "is neither a duration nor `endless`", hint));
         }
-        if declared.max_snapshot_age.as_deref().is_some_and(|text| !duration(text)) {
+        if declared.max_snapshot_age.as_deref().is_some_and(|text| !lasts(text)) {
             let hint = "write a duration of ISO 8601 such as `P30D`";
             return Err(self.wrong("max_snapshot_age", "is no duration", hint));
         }

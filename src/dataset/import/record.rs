@@ -9,11 +9,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use jiff::{Span, Timestamp};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
+use super::super::consent::duration;
 use super::super::source;
 use super::error::ImportError;
 use super::terms;
@@ -182,7 +183,7 @@ fn end(duration: &Value, from: Option<Timestamp>) -> Option<Option<Timestamp>> {
 
 /// A duration of ISO 8601 after an instant, by the calendar.
 pub(super) fn after(from: Timestamp, length: &str) -> Option<Timestamp> {
-    let length = length.parse::<Span>().ok().filter(|span| span.is_positive())?;
+    let length = duration(length).filter(|span| span.is_positive())?;
     Some(from.to_zoned(TimeZone::UTC).checked_add(length).ok()?.timestamp())
 }
 

@@ -174,15 +174,22 @@ impl Pass<'_> {
         if !self.is_adapter() {
             return area(linear) * if self.width < F32 { self.width } else { 0.0 };
         }
+        // After that, the rows without what dropout takes away, or the gradient of these.
+        let dropped = match &self.recipe.adapter {
+            Adapter::Lora(lora) if lora.dropout > 0.0 && lora.chooses(&linear.name) => {
+                self.rows(linear.in_features as f64)
+            }
+            _ => 0.0,
+        };
         if !self.storage.quantizes(&linear.name) {
-            return 0.0;
+            return dropped;
         }
         // Scales that are packed themselves are unpacked by tensor calls: codes and two tables.
         let scales = match self.storage.quantization {
             Quantization::Nf4Double => area(linear) / 64.0 * 3.0 * F32,
             _ => 0.0,
         };
-        area(linear) * self.width + scales
+        (area(linear) * self.width + scales).max(dropped)
     }
 
     /// What the attention keeps besides its input.

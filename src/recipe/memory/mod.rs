@@ -20,7 +20,7 @@
 //! | runtime | `RUNTIME`: libtorch, the engine, the stream; a little more in bfloat16, for each block and for each token of the vocabulary |
 //! | weights | frozen ones `b` each, or packed with their scales; trained ones 4 each (f32) |
 //! | gradients | `4·P`: those of the step so far. Those of the blocks gone through lie beside them |
-//! | optimizer | `8·P`: AdamW's two moments |
+//! | optimizer | `8·P`: AdamW's two moments; what others keep says `optimizer` |
 //! | activations | `T·b·(4h + 2q + 2k + 3i)` for each block (the stream twice, normed twice; rotated queries and keys, values, what attention gives; gate, up, their product), `7·T·b·r` for the low-rank paths, copies of the adapter in bfloat16 |
 //! | workspace | a checkpoint that is written in the background, `12·P`; what lies beside these at the moment: gradients of activations, one unpacked weight, the logits of `LOSS_ROWS` rows |
 //!
@@ -32,6 +32,7 @@ mod advice;
 mod base;
 mod block;
 pub mod limit;
+mod optimizer;
 
 use serde::Serialize;
 
@@ -248,10 +249,12 @@ impl Prediction<'_> {
     }
 
     fn memory(&self, moment: Moment, gradients: f64, activations: f64, workspace: f64) -> Memory {
-        let optimizer = if moment == Moment::Loading { 0.0 } else { 2.0 * self.trained() };
+        let Run { recipe, architecture, trained, .. } = &self.run;
+        let state = optimizer::state(recipe, architecture, *trained as f64);
+        let optimizer = if moment == Moment::Loading { 0.0 } else { state };
         // A checkpoint that is being written: weights and both moments once more.
         let copies = moment != Moment::Loading && self.run.recipe.writes_in_background();
-        let workspace = workspace + if copies { 3.0 * self.trained() } else { 0.0 };
+        let workspace = workspace + if copies { self.trained() + state } else { 0.0 };
         Memory {
             runtime: self.runtime() as u64,
             weights: (self.frozen.bytes + self.trained()) as u64,

@@ -159,3 +159,31 @@ fn full_windows_have_no_more_rows_than_tokens() {
     let more = (1..8192).map(|rows| rounded_rows(rows) as f64 / rows as f64 - 1.0);
     assert!(more.skip(256).sum::<f64>() / 7935.0 < 1.0 / 16.0);
 }
+
+#[test]
+fn an_optimiser_takes_what_it_remembers() {
+    let (mut recipe, model) = (recipe(), llama(64, 3));
+    let mut state = |adapter: &str, optimizer: &str, trained: u64| {
+        recipe.adapter = serde_json::from_str(adapter).unwrap();
+        recipe.train.optimizer = serde_json::from_str(optimizer).unwrap();
+        optimizer::state(&recipe, &model, trained as f64)
+    };
+    let lora = r#"{"lora": {"rank": 64, "alpha": 4, "targets": ["q_proj", "down_proj"]}}"#;
+    // Of three blocks two layers, of each two matrices of 64 × 64.
+    let (pairs, all) = (3 * 2 * 2 * 64 * 64, model.parameter_count());
+    let eight = r#"{"adamw_8bit": {"lr": 1}}"#;
+    assert_eq!(state(lora, r#"{"lion": {"lr": 1}}"#, pairs), 4.0 * pairs as f64);
+    assert_eq!(state(lora, eight, pairs), 2.0 * pairs as f64 + 2.0 * 4.0 * 3.0 * 2.0 * 2.0 * 16.0);
+    // Weights beside them, of shapes that are not known, in 32 bits.
+    assert_eq!(state(lora, eight, pairs + 10) - state(lora, eight, pairs), 80.0);
+    let adafactor = r#"{"adafactor": {"lr": 1}}"#;
+    assert_eq!(state(lora, adafactor, pairs), 3.0 * 2.0 * 2.0 * (64.0 + 64.0) * 4.0);
+    let with_mean = r#"{"adafactor": {"lr": 1, "beta1": 0.9}}"#;
+    let mean = state(r#""full""#, with_mean, all) - state(r#""full""#, adafactor, all);
+    assert_eq!(mean, 4.0 * all as f64);
+    // Seven matrices of each block go by Muon; tables and norms by AdamW.
+    let muon = r#"{"muon": {"lr": 1, "adamw": {"lr": 1}}}"#;
+    let matrices = 3 * 7 * 64 * 64;
+    let expected = 4 * matrices + 8 * (all - matrices);
+    assert_eq!(state(r#""full""#, muon, all), expected as f64);
+}

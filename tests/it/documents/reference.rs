@@ -86,6 +86,21 @@ fn the_recipe_reference_has_every_key_with_its_default() {
     keys(&serde_json::to_value(&literal.recipe).unwrap(), "", &mut off);
     off.retain(|key, _| !found.contains_key(key));
     found.extend(off);
+    // Of what there are several of, the example has one.
+    let muon = "train.optimizer={muon: {lr: 1, adamw: {lr: 1}}}";
+    let others = ["adamw_8bit", "adafactor", "lion"].map(optimizer);
+    let schedules = ["constant", "linear", "cosine_with_restarts", "warmup_stable_decay"];
+    let schedules = schedules.map(schedule).into_iter().chain([schedule("inverse_sqrt")]);
+    let sets = others.into_iter().chain(schedules).map(|set| vec![set]);
+    let groups = "train.param_groups=[{params: [lora_B]}]".to_owned();
+    for sets in sets.chain([vec![muon.to_owned(), "adapter=full".to_owned()], vec![groups]]) {
+        let literal = recipe::read::parse(path, &example, &sets).unwrap();
+        let mut more = BTreeMap::new();
+        keys(&serde_json::to_value(&literal.recipe).unwrap(), "", &mut more);
+        more.into_iter().for_each(|(key, value)| {
+            found.entry(key).or_insert(value);
+        });
+    }
 
     let mut documented = BTreeSet::new();
     for row in rows(&reference, "| key | default |") {
@@ -119,6 +134,14 @@ fn the_recipe_reference_has_every_key_with_its_default() {
     let missing: Vec<&String> =
         found.keys().filter(leaf).filter(|key| !documented.contains(*key)).collect();
     assert!(missing.is_empty(), "not in the reference: {missing:?}");
+}
+
+fn optimizer(word: &str) -> String {
+    format!("train.optimizer={{{word}: {{lr: 1}}}}")
+}
+
+fn schedule(word: &str) -> String {
+    format!("train.schedule={{{word}: {{}}}}")
 }
 
 /// Whether the example writes the last part of a key: it is short, and has no word twice
