@@ -63,7 +63,9 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     rows.finish();
     let plan = plan?;
     check::warn(&plan, printer);
-    check::fits(&plan, arguments.device)?;
+    if let Some(limit) = check::limit_of(arguments.device)? {
+        plan.steps_fit(limit)?;
+    }
     let work = Work { lock: plan.lock()?, recipe: plan.recipe };
     let json = arguments.format == Output::Json;
     let bench = Bench { steps: arguments.steps, device: arguments.device, json };

@@ -96,7 +96,7 @@ pub(super) fn fits(plan: &Plan, device: Device) -> Result<(), Failure> {
 }
 
 /// What this machine has; what a device of CUDA has, only it knows.
-fn limit_of(device: Device) -> Result<Option<Limit>, LimitError> {
+pub(super) fn limit_of(device: Device) -> Result<Option<Limit>, LimitError> {
     if device == Device::Cpu { limit::read() } else { Ok(None) }
 }
 
@@ -287,7 +287,13 @@ fn memory(memory: &Memory) -> String {
         ("workspace", memory.workspace),
     ];
     let parts = parts.map(|(name, bytes)| format!("{name} {}", amount(bytes)));
-    format!("{} at most ({})", amount(memory.total()), parts.join(", "))
+    let when = match memory.moment {
+        Moment::Loading => "while the base is read",
+        Moment::Loss => "at the end of a forward pass",
+        Moment::Backward => "in a backward pass",
+        Moment::Validation => "while held-out rows are measured",
+    };
+    format!("{} at most, {when} ({})", amount(memory.total()), parts.join(", "))
 }
 
 /// The folder of a base, and how its weights are held.

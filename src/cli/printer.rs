@@ -3,7 +3,7 @@
 //! Colour only helps; every message can be read without it. anstream takes it away where
 //! there is no terminal or where `NO_COLOR` asks for that.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::io::{self, Write as _};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -107,7 +107,7 @@ impl Printer {
             cause = error.source();
         }
         let hint = error.hint().map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
-        self.note(&(text + &hint));
+        self.note(&harmless(text + &hint));
     }
 
     /// As [`Printer::bar`], of bytes.
@@ -127,18 +127,36 @@ impl Printer {
 
 /// The text of a failure, coloured, without a line feed at its end.
 fn render(failure: &Failure) -> String {
-    let mut text = format!("{} {failure}", "error:".red().bold());
+    let mut text = format!("{} {}", "error:".red().bold(), harmless(failure));
     for detail in failure.details() {
         // Writing to a string cannot fail.
-        let _ = write!(text, "\n  {}", detail.replace('\n', "\n  "));
+        let _ = write!(text, "\n  {}", harmless(detail).replace('\n', "\n  "));
     }
     let mut cause = failure.source();
     while let Some(error) = cause {
-        let _ = write!(text, "\n  caused by: {error}");
+        let _ = write!(text, "\n  caused by: {}", harmless(error));
         cause = error.source();
     }
     if let Some(hint) = failure.hint() {
-        let _ = write!(text, "\n\n{} {hint}", "hint:".cyan().bold());
+        let _ = write!(text, "\n\n{} {}", "hint:".cyan().bold(), harmless(hint));
+    }
+    text
+}
+
+/// What an error says, which may quote files of strangers, with everything escaped by which
+/// they could command the terminal or turn words round.
+fn harmless(said: impl Display) -> String {
+    let commands = |letter: char| {
+        letter.is_control() && letter != '\n'
+            || matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut text = String::new();
+    for letter in said.to_string().chars() {
+        if commands(letter) {
+            text.extend(letter.escape_default());
+        } else {
+            text.push(letter);
+        }
     }
     text
 }
@@ -173,5 +191,12 @@ mod tests {
             plain,
             "error: the pot is empty\n  one\n    more\n  two\n  caused by: a leak\n\nhint: fill it"
         );
+    }
+
+    #[test]
+    fn a_quoted_file_cannot_command_the_terminal() {
+        let told = "record `\u{1b}[2J\r\u{202e}\u{9b}x` of `ä.parquet`\nline two\there";
+        let shown = "record `\\u{1b}[2J\\r\\u{202e}\\u{9b}x` of `ä.parquet`\nline two\\there";
+        assert_eq!(harmless(told), shown);
     }
 }

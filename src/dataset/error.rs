@@ -103,8 +103,16 @@ pub enum DatasetError {
     EmptySource {
         /// Which entry of the list.
         source_index: usize,
-        /// The gate's verdicts on all rows before.
+        /// The gate's verdicts on its rows.
         counts: Counts,
+    },
+    /// What the gate let through of one source is not trained on for other reasons.
+    #[error(
+        "every row of source {source_index} (counted from 0) of `data.train` that may be used is longer than a window or held out"
+    )]
+    SpentSource {
+        /// Which entry of the list.
+        source_index: usize,
     },
     /// The share that is held out is no row.
     #[error("`data.validation_split` holds out none of {rows} rows")]
@@ -158,6 +166,10 @@ impl Diagnose for DatasetError {
                 Self::EmptySource { .. } => {
                     "leave the source out, or see with `heirloom data consent` why its rows \
                      are refused"
+                }
+                Self::SpentSource { .. } => {
+                    "raise `data.sequence_length`, choose another `data.overlong`, lower \
+                     `data.validation_split`, or leave the source out"
                 }
                 Self::NothingHeldOut { .. } => "raise `data.validation_split`",
                 Self::AllOverlong { .. } => "raise `data.sequence_length`",

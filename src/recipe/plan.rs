@@ -186,14 +186,25 @@ impl Plan {
 
     /// Refuses a run that takes more memory than there is, and names settings that take less.
     pub fn fits(&self, limit: Limit) -> Result<(), MemoryError> {
-        let run = memory::Run {
+        self.memory_run().fit(&self.memory, limit)
+    }
+
+    /// As [`Plan::fits`], of steps alone: nothing is measured between them or written.
+    pub fn steps_fit(&self, limit: Limit) -> Result<(), MemoryError> {
+        let mut recipe = self.recipe.clone();
+        recipe.train.checkpoint_in_background = Some(false);
+        let run = memory::Run { recipe: &recipe, held_out: 0, ..self.memory_run() };
+        run.fit(&Memory::predict(&run), limit)
+    }
+
+    fn memory_run(&self) -> memory::Run<'_> {
+        memory::Run {
             recipe: &self.recipe,
             architecture: &self.architecture,
             trained: self.parameters.trainable,
             size: &self.training,
             held_out: self.held_out,
-        };
-        run.fit(&self.memory, limit)
+        }
     }
 
     /// Rows of one kind of split, added up.

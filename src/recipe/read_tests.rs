@@ -49,6 +49,13 @@ fn problems(result: Result<Literal, RecipeError>) -> Vec<String> {
     }
 }
 
+#[test]
+fn a_layer_that_stays_unquantised_has_a_name() {
+    let found = problems(good(&["base.quantization=nf4", "base.unquantized=['']"]));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("`base.unquantized[0]` is blank"), "{found:?}");
+}
+
 /// The one problem of the good recipe after one change.
 fn problem_of(set: &str) -> String {
     let found = problems(good(&[set]));
@@ -143,7 +150,7 @@ fn each_rule_refuses_what_it_should() {
         ("name=.hidden", "`name` cannot be the name of a file"),
         ("base.from_scratch=true", "`base.from_scratch` draws new weights"),
         ("base.quantization=nf-4", "`base.quantization` cannot be `nf-4` | did you mean `nf4`?"),
-        ("base.unquantized=['']", "`base.unquantized[0]` is blank"),
+        ("base.unquantized=[down_proj]", "`base.unquantized` leaves layers out of a quantisation"),
         ("adapter.lora.rank=0", "`adapter.lora.rank` must be at least 1"),
         ("adapter.lora.rank=65537", "`adapter.lora.rank` is 65537, more than the 65536"),
         ("adapter.lora.alpha=0", "`adapter.lora.alpha` must be greater than 0"),

@@ -18,8 +18,9 @@ use crate::generate;
 use crate::model::Decoder;
 use crate::train;
 
-/// Tokens that are scored in one forward pass.
-const BATCH_TOKENS: usize = 8192;
+/// Tokens of a suite that are scored in one forward pass: whoever measures it gets the same
+/// digits, and less memory is taken than by a step of training.
+const SUITE_TOKENS: usize = 2048;
 
 /// What a model made of a suite.
 #[derive(Debug)]
@@ -41,7 +42,8 @@ pub fn measure(
     max_new_tokens: usize,
     tick: impl FnMut(usize),
 ) -> Result<Measured, Failure> {
-    let (loss, tokens) = train::mean_nll(model, &batches(rows.iter().map(|row| &row.document)))?;
+    let documents = rows.iter().map(|row| &row.document);
+    let (loss, tokens) = train::mean_nll(model, &batches(documents, SUITE_TOKENS))?;
     let prompts: Vec<Vec<u32>> =
         rows.iter().map(|row| encoder.prompt(&row.prompt)).collect::<Result<_, _>>()?;
     let stops = encoder.stop_ids();
@@ -54,12 +56,16 @@ pub fn measure(
     Ok(Measured { scores: Scores { exact_match, loss, tokens }, answers })
 }
 
-/// Rows as micro-batches for measuring their loss.
-pub fn batches<'d>(documents: impl IntoIterator<Item = &'d Document>) -> Vec<MicroBatch> {
+/// Rows as micro-batches for measuring their loss, of at most so many tokens; a longer row is
+/// one of its own.
+pub fn batches<'d>(
+    documents: impl IntoIterator<Item = &'d Document>,
+    batch_tokens: usize,
+) -> Vec<MicroBatch> {
     let mut batches: Vec<MicroBatch> = Vec::new();
     for document in documents {
         match batches.last_mut() {
-            Some(last) if last.tokens.len() + document.tokens.len() <= BATCH_TOKENS => {
+            Some(last) if last.tokens.len() + document.tokens.len() <= batch_tokens => {
                 push(last, document);
             }
             _ => {

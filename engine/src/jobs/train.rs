@@ -72,7 +72,9 @@ pub(super) fn train(folder: &Path, device: Device, printer: Printer) -> Result<(
             return Ok(None);
         }
         read_at = heads;
-        Ok(Some(eval::batches(&validation_rows(&judged_now()?, &encoder)?)))
+        let spec = judged_now()?;
+        let rows = validation_rows(&spec, &encoder)?;
+        Ok(Some(eval::batches(&rows, spec.micro_batch_tokens)))
     };
     let done = trainer.progress.step;
     say_beginning(&trainer, &base, &recipe, printer);

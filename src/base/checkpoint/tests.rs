@@ -383,7 +383,9 @@ fn quantised_tensors_are_found_by_their_parts() {
     assert_eq!((block("blocks.weight"), block("one.weight")), ([128, 128], [4, 4]));
     assert!(matches!(checkpoint.stored("experts.up"), Some(StoredTensor::Mxfp4 { .. })));
     assert!(matches!(checkpoint.stored("plain.weight"), Some(StoredTensor::Plain(_))));
-    assert!(checkpoint.stored("experts.up_blocks").is_none());
+    // Codes are no weights, whatever an architecture may call them.
+    let codes = [("experts.up_blocks".to_owned(), vec![2, 6, 3, 16])];
+    assert!(checkpoint.expect(&codes, |_| false).is_err());
 }
 
 #[test]

@@ -187,11 +187,17 @@ fn overlong(split: &SplitStats, stats: &Stats) -> Vec<String> {
     }
     let rows = plural(split.overlong.rows, "row");
     let lost = grouped(split.trained_tokens_lost);
+    let left_out = match split.overlong_left_out {
+        0 => String::new(),
+        rows => format!("; {} of them left out, being without a trained token", grouped(rows)),
+    };
     let fate = match stats.overlong {
         Overlong::Refuse => "a run is refused".to_owned(),
         Overlong::Drop => format!("left out, with {lost} trained tokens"),
-        Overlong::Truncate => format!("cut off there, with {lost} trained tokens beyond"),
-        Overlong::Split => "cut into windows that do not see each other".to_owned(),
+        Overlong::Truncate => {
+            format!("cut off there, with {lost} trained tokens beyond{left_out}")
+        }
+        Overlong::Split => format!("cut into windows that do not see each other{left_out}"),
     };
     let text = format!("{rows} longer than a window of {window}: {fate}");
     vec![line("overlong", &text).yellow().to_string(), line("", &ids(&split.overlong))]

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
+
 use crate::cli::check::Output;
 use crate::cli::data::subject;
 use crate::cli::exit::ExitStatus;
@@ -26,7 +28,7 @@ Exit status 0 means that the answer is complete, 1 that of some runs nobody can 
 )]
 pub(in crate::cli) struct Arguments {
     /// The record, by its `record_id`.
-    #[arg(long, value_name = "ID", group = "whose")]
+    #[arg(long, value_name = "ID", group = "whose", value_parser = NonEmptyStringValueParser::new())]
     record: Option<String>,
     /// The subject, by the 64 hexadecimal digits of `subject_ref`: every record of theirs.
     #[arg(long, value_name = "REF", group = "whose", value_parser = subject)]

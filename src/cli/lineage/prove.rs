@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
+
 use crate::cli::exit::ExitStatus;
 use crate::cli::printer::Printer;
 use crate::diagnose::{Diagnose, Failure};
@@ -26,7 +28,7 @@ pub(in crate::cli) struct Arguments {
     /// A run folder with its private index of records.
     run: PathBuf,
     /// The record's id.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     record: String,
     /// Where to write the proof; without it, it is printed.
     #[arg(long, short, value_name = "FILE")]

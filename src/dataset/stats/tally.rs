@@ -30,6 +30,9 @@ pub struct SplitStats {
     pub lengths: Lengths,
     /// Rows longer than a window; of `train` alone.
     pub overlong: Found,
+    /// Of these, rows that are left out: they are to be dropped, or no window of theirs has
+    /// a trained token.
+    pub overlong_left_out: u64,
     /// Tokens of those that carry no loss after all.
     pub trained_tokens_lost: u64,
     /// Rows with a turn in which nothing is said.
@@ -139,6 +142,7 @@ impl SplitStats {
         self.trained_tokens += used.trained;
         if let Some(cut) = &used.cut {
             self.overlong.add(record_id);
+            self.overlong_left_out += u64::from(cut.pieces == 0);
             self.trained_tokens_lost += cut.lost;
         }
         if used.empty_turn {

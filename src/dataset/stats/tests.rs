@@ -61,6 +61,8 @@ fn verdicts_lengths_and_sources_add_up() {
     assert_eq!(train.sources[0].tokens, train.tokens);
     // The answer comes last: of the longest rows nothing trained is within the window.
     assert!(train.trained_tokens_lost > 3 * 11 && train.trained_tokens_lost <= 4 * 11);
+    // A run leaves out those of which nothing is.
+    assert!((3..=4).contains(&train.overlong_left_out), "{}", train.overlong_left_out);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::vec::IntoIter;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::consent::Counts;
+use super::super::consent::{Counts, Reason};
 use super::super::error::DatasetError;
 use super::super::rows::Fate;
 use super::order;
@@ -81,6 +81,8 @@ struct Strand<I> {
     fates: IntoIter<Result<Fate<I>, DatasetError>>,
     /// Whether this turn has had a row that is used; a strand without one has no end.
     used: bool,
+    /// The gate's verdicts in this turn.
+    counts: Counts,
 }
 
 impl<I> Mixture<I> {
@@ -94,7 +96,8 @@ impl<I> Mixture<I> {
         let strand = |index: usize| {
             let cursor = place.strands.get(index).copied().unwrap_or_default();
             let begun = cursor.turn > 0 || cursor.block > 0 || cursor.row > 0;
-            Strand { cursor, feed: None, fates: Vec::new().into_iter(), used: begun }
+            let (fates, counts) = (Vec::new().into_iter(), Counts::default());
+            Strand { cursor, feed: None, fates, used: begun, counts }
         };
         let strands = (0..mixing.weights.len()).map(strand).collect();
         Self { mixing, open, epoch, draws: place.draws, strands, over: false }
@@ -131,17 +134,21 @@ impl<I> Mixture<I> {
                 self.draws += 1;
                 return Ok(Some(pieces));
             }
-            self.end_of_strand(drawn, tally)?;
+            self.end_of_strand(drawn)?;
         }
         Ok(None)
     }
 
-    fn end_of_strand(&mut self, ended: usize, tally: &Tally) -> Result<(), DatasetError> {
+    fn end_of_strand(&mut self, ended: usize) -> Result<(), DatasetError> {
         let alone = self.strands.len() == 1;
         if let Some(strand) = self.strands.get_mut(ended) {
+            let counts = std::mem::take(&mut strand.counts);
             if !strand.used && !alone {
-                let counts = tally.counts.clone();
-                return Err(DatasetError::EmptySource { source_index: ended, counts });
+                return Err(if counts.seen > counts.used && counts.used == 0 {
+                    DatasetError::EmptySource { source_index: ended, counts }
+                } else {
+                    DatasetError::SpentSource { source_index: ended }
+                });
             }
             strand.cursor = Cursor { turn: strand.cursor.turn + 1, block: 0, row: 0 };
             (strand.feed, strand.used) = (None, false);
@@ -173,17 +180,17 @@ impl<I> Mixture<I> {
 impl<I> Strand<I> {
     fn next(&mut self, tally: &mut Tally) -> Result<Option<Vec<I>>, DatasetError> {
         loop {
-            for fate in self.fates.by_ref() {
+            while let Some(fate) = self.fates.next() {
                 self.cursor.row += 1;
                 match fate? {
-                    Fate::Excluded(reason) => tally.counts.count(Err(reason)),
+                    Fate::Excluded(reason) => self.count(Err(reason), tally),
                     Fate::Dropped => {
-                        tally.counts.count(Ok(()));
+                        self.count(Ok(()), tally);
                         tally.dropped += 1;
                     }
                     Fate::HeldOut => {}
                     Fate::Used { pieces, .. } => {
-                        tally.counts.count(Ok(()));
+                        self.count(Ok(()), tally);
                         self.used = true;
                         return Ok(Some(pieces));
                     }
@@ -195,5 +202,10 @@ impl<I> Strand<I> {
             (self.cursor.block, self.cursor.row) = (chunk.block, chunk.row);
             self.fates = chunk.fates.into_iter();
         }
+    }
+
+    fn count(&mut self, verdict: Result<(), Reason>, tally: &mut Tally) {
+        tally.counts.count(verdict);
+        self.counts.count(verdict);
     }
 }

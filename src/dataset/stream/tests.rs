@@ -397,8 +397,24 @@ fn a_source_of_which_nothing_is_left_ends_a_mixture_with_its_name() {
     for stopping in [StoppingStrategy::FirstExhausted, StoppingStrategy::AllExhausted] {
         let spec = Spec { weights: vec![1.0, 1.0], stopping, ..world.spec() };
         let error = world.first_error(&spec);
-        assert!(matches!(error, DatasetError::EmptySource { source_index: 0, .. }), "{error:?}");
+        let DatasetError::EmptySource { source_index: 0, counts } = error else {
+            panic!("{error:?}")
+        };
+        assert_eq!((counts.seen, counts.used), (10, 0));
     }
+}
+
+#[test]
+fn a_source_whose_rows_are_all_too_long_ends_a_mixture_with_that_reason() {
+    let world = World::new(&mixed_rows(30), 4);
+    let spec = Spec {
+        weights: vec![1.0, 1.0],
+        overlong: Overlong::Drop,
+        sequence_length: 4,
+        ..world.spec()
+    };
+    let error = world.first_error(&spec);
+    assert!(matches!(error, DatasetError::SpentSource { .. }), "{error:?}");
 }
 
 #[test]

@@ -79,6 +79,7 @@ pub fn survey(
         });
     }
     refuse_empty_splits(spec, &files, &training.size)?;
+    refuse_empty_sources(spec, &files)?;
     let size = match spec.survey {
         SurveyOf::Sample => sample::estimate(spec, encoder, &files)?,
         SurveyOf::All => training.finish(spec)?,
@@ -287,6 +288,19 @@ fn refuse_empty_splits(
         let held_out = spec.validation_split > 0.0 && spec.survey == SurveyOf::All;
         if held_out && *split == Split::Train && size.held_out == 0 {
             return Err(DatasetError::NothingHeldOut { rows: counts.used });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a mixture of which a source has nothing that may be used.
+fn refuse_empty_sources(spec: &Spec, files: &[SurveyedFile]) -> Result<(), DatasetError> {
+    for (source_index, strand) in spec.strands().iter().enumerate() {
+        let mut counts = Counts::default();
+        let surveyed = strand.files.iter().filter_map(|file| files.get(*file));
+        surveyed.for_each(|file| counts.add(&file.rows));
+        if counts.used == 0 {
+            return Err(DatasetError::EmptySource { source_index, counts });
         }
     }
     Ok(())

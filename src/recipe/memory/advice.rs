@@ -97,12 +97,15 @@ pub(super) fn fitting(run: &Run<'_>, limit: u64) -> Vec<Setting> {
 /// What may change beside lengths.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Way {
+    /// `false` where checkpoints are to be written between steps.
+    background: Option<bool>,
     checkpointing: Option<ActivationCheckpointing>,
     quantization: Option<Quantization>,
     dtype: Option<Dtype>,
 }
 
-/// Blocks that are made again, a base in four bits, bfloat16; each alone, and together.
+/// Checkpoints between steps, blocks that are made again, a base in four bits, bfloat16; each
+/// alone, the last three in twos, and all together.
 fn ways(recipe: &Recipe) -> Vec<Way> {
     let packs = matches!(recipe.adapter, Adapter::Lora(_))
         && !matches!(recipe.base.quantization, Quantization::Nf4 | Quantization::Nf4Double);
@@ -110,17 +113,20 @@ fn ways(recipe: &Recipe) -> Vec<Way> {
     let checkpointing = (recipe.train.activation_checkpointing != block).then_some(block);
     let quantization = packs.then_some(Quantization::Nf4);
     let dtype = (recipe.base.dtype == Dtype::Float32).then_some(Dtype::Bfloat16);
+    let background = recipe.writes_in_background().then_some(false);
     let none = Way::default();
-    let mut ways = vec![
+    vec![
         none,
+        Way { background, ..none },
         Way { checkpointing, ..none },
         Way { quantization, ..none },
         Way { dtype, ..none },
+        Way { checkpointing, quantization, ..none },
+        Way { checkpointing, dtype, ..none },
         Way { quantization, dtype, ..none },
-        Way { checkpointing, quantization, dtype },
-    ];
-    ways.dedup();
-    ways
+        Way { checkpointing, quantization, dtype, ..none },
+        Way { checkpointing, quantization, dtype, background },
+    ]
 }
 
 /// The windows of a recipe and shorter ones.
@@ -133,7 +139,11 @@ fn windows(recipe: &Recipe) -> impl Iterator<Item = usize> {
 /// The largest micro-batch with which a recipe so changed fits.
 fn largest_micro_batch(run: &Run<'_>, way: &Way, window: usize, limit: u64) -> Option<Setting> {
     let (mut recipe, mut set) = (run.recipe.clone(), Vec::new());
-    let Way { checkpointing, quantization, dtype } = *way;
+    let Way { background, checkpointing, quantization, dtype } = *way;
+    if let Some(background) = background {
+        recipe.train.checkpoint_in_background = Some(background);
+        set.push(format!("train.checkpoint_in_background={background}"));
+    }
     if let Some(checkpointing) = checkpointing {
         recipe.train.activation_checkpointing = checkpointing;
         set.push(format!("train.activation_checkpointing={}", word(&checkpointing)));

@@ -10,7 +10,7 @@
 //! | loading | the largest weight before it is packed; of full training everything twice |
 //! | loss | all activations, and the logits of a chunk |
 //! | backward | activations up to a block, and what lies beside them while it is gone through |
-//! | validation | one block's activations of up to `VALIDATION_TOKENS` tokens |
+//! | validation | one block's activations of as many tokens as a micro-batch has |
 //!
 //! With `T` tokens in the largest micro-batch, `b` bytes of the computing dtype, hidden width
 //! `h`, widths `q`, `k` of queries and keys, `i` of the feed-forward part, rank `r`, `V` tokens
@@ -63,9 +63,6 @@ const RUNTIME_OF_TOKEN: f64 = 250.0;
 
 /// Rows whose logits are there at a time (`engine/src/ops/cross_entropy.rs`).
 const LOSS_ROWS: f64 = 512.0;
-
-/// Tokens that are measured in one forward pass (`engine/src/eval`).
-const VALIDATION_TOKENS: f64 = 8192.0;
 
 /// Bytes of what is noted for each token: ids, positions, angles, targets, all of them twice.
 const PER_TOKEN: f64 = 160.0;
@@ -197,14 +194,22 @@ struct Prediction<'a> {
 }
 
 impl Prediction<'_> {
-    /// Tokens of the largest micro-batch: as many windows as may go together, as full as they
-    /// are on average. A window is never cut.
-    fn rows(&self) -> f64 {
-        let Recipe { data, train, .. } = self.run.recipe;
-        let window = data.sequence_length.max(1) as f64;
-        let whole = (train.tokens_per_step as f64).max(window);
+    fn window(&self) -> f64 {
+        self.run.recipe.data.sequence_length.max(1) as f64
+    }
+
+    /// Tokens that a micro-batch may have. A window is never cut.
+    fn limit(&self) -> f64 {
+        let train = &self.run.recipe.train;
+        let whole = (train.tokens_per_step as f64).max(self.window());
         let limit = train.micro_batch_tokens.unwrap_or(DEFAULT_MICRO_BATCH_TOKENS) as f64;
-        let limit = limit.min(whole);
+        limit.min(whole)
+    }
+
+    /// Tokens of the largest micro-batch: as many windows as may go together, as full as they
+    /// are on average.
+    fn rows(&self) -> f64 {
+        let (window, limit) = (self.window(), self.limit());
         let full = self.run.size.tokens as f64 / (self.run.size.windows as f64 * window).max(1.0);
         let together = (limit / (window * full.clamp(0.01, 1.0))).floor().max(1.0);
         let most = limit.max(window).min(self.run.size.tokens.max(1) as f64);
@@ -331,7 +336,8 @@ impl Prediction<'_> {
         if self.run.held_out == 0 {
             return None;
         }
-        let pass = self.pass(VALIDATION_TOKENS.min(self.run.held_out as f64));
+        let rows = self.limit().max(self.window());
+        let pass = self.pass(rows.min(self.run.held_out as f64));
         let wide = self.run.architecture.layers.iter().map(|layer| {
             let widths = layer.widths();
             let fed = 4.0 * pass.hidden + 3.0 * widths.intermediate as f64;
