@@ -26,8 +26,8 @@ STEPS = 3
 # What a prediction may be off: too high, too low.
 BARS = (0.05, -0.02)
 
-# Shape, method, precision, tokens of a window, tokens of a micro-batch and of a step. After a plus
-# of the method: `train.activation_checkpointing`.
+# Shape, method, precision, tokens of a window, tokens of a micro-batch and of a step. After each plus
+# of the method: `train.activation_checkpointing`, or one of WITH.
 GRID = [
     ("256x4", "lora", "bfloat16", 256, 1024, 2048),
     ("256x4", "lora", "float32", 512, 4096, 4096),
@@ -60,17 +60,37 @@ GRID = [
     ("768x12-32k", "nf4+selective", "float32", 512, 1024, 1024),
     ("1024x12", "lora+selective", "bfloat16", 2048, 2048, 2048),
     ("1024x12", "nf4+block", "bfloat16", 2048, 2048, 2048),
+    ("512x8", "lora+dropout", "float32", 512, 2048, 2048),
+    ("512x8", "nf4+dropout", "bfloat16", 512, 2048, 2048),
+    ("512x8", "lora+held-out", "float32", 512, 2048, 2048),
+    ("512x8", "lora+block+held-out", "float32", 512, 2048, 2048),
+    ("512x8", "lora+background", "float32", 512, 512, 1024),
+    ("512x8", "full+background", "float32", 512, 1024, 2048),
+    # Rows of 512 tokens, in pieces of 384 and 128.
+    ("512x8", "lora+apart", "bfloat16", 384, 1920, 1920),
+    ("512x8", "lora+apart", "float32", 384, 1920, 1920),
 ]
+
+# What a line may have beside its method: changes of the recipe.
+WITH = {
+    "dropout": lambda it: it["adapter"]["lora"].update(dropout=0.05),
+    # A fifth of the rows is held out, and measured after each step.
+    "held-out": lambda it: (it["data"].update(validation_split=0.2), it["train"].update(validate_every=1)),
+    "background": lambda it: it["train"].update(checkpoint_every=1, checkpoint_in_background=True),
+    # Windows of one row each, of all lengths.
+    "apart": lambda it: it["data"].update(packing=False),
+}
 
 
 def recipe(shape, method, dtype, window, micro, step):
     """Everything that memory hangs on is written out. JSON is YAML, too."""
-    method, _, checkpointing = method.partition("+")
+    method, *rest = method.split("+")
+    checkpointing = [word for word in rest if word not in WITH]
     base = {"model": str((WORK / shape / "base").relative_to(ROOT)), "dtype": dtype}
     if method not in ("lora", "full"):
         base["quantization"] = method
     lora = {"lora": {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": "all-linear"}}
-    return {
+    made = {
         "heirloom": 1,
         "name": "bench-memory",
         "base": base,
@@ -83,11 +103,14 @@ def recipe(shape, method, dtype, window, micro, step):
         "train": {
             "epochs": 1000, "max_steps": STEPS, "tokens_per_step": step, "micro_batch_tokens": micro,
             "optimizer": {"adamw": {"lr": 1e-4}}, "seed": 17, "checkpoint_every": 0,
-            "activation_checkpointing": checkpointing or "none",
+            "activation_checkpointing": checkpointing[0] if checkpointing else "none",
             # Runs of a few steps write none beside their steps.
             "checkpoint_in_background": False,
         },
     }
+    for word in set(rest) & WITH.keys():
+        WITH[word](made)
+    return made
 
 
 def make(args, shape, variables):

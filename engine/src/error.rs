@@ -166,6 +166,12 @@ pub enum EngineError {
     /// The model computed no number for any token.
     #[error("the model's scores are not numbers, so no token can be chosen")]
     NoToken,
+    /// The variable that chooses operations says something else.
+    #[error("`HEIRLOOM_OPS` cannot be `{value}`")]
+    OpsVariable {
+        /// What it is.
+        value: String,
+    },
     /// Training was interrupted and can go on.
     #[error("stopped by a signal after step {step} of {steps}; `{}` can be resumed", run.display())]
     Interrupted {
@@ -289,6 +295,7 @@ impl Diagnose for EngineError {
                  `scripts/libtorch-cuda.txt` lists; `heirloom doctor` shows what is there"
             }
             Self::NoToken => "compute in float32 (`--dtype`), or copy the model again",
+            Self::OpsVariable { .. } => "unset it, or write `HEIRLOOM_OPS=reference`",
             Self::Interrupted { .. } => "go on with the same command and `--resume`",
             Self::Unfinished { .. } => "finish it with `heirloom train RECIPE --resume`",
             Self::NoAdapter { .. } => "export it with `--to merged`",

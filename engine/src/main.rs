@@ -8,7 +8,7 @@ use heirloom::cli::printer::Printer;
 use heirloom::diagnose::Failure;
 use heirloom::job::Envelope;
 use heirloom_engine::error::EngineError;
-use heirloom_engine::{LIBTORCH, jobs, memory};
+use heirloom_engine::{LIBTORCH, jobs, memory, ops};
 
 fn main() -> ExitCode {
     let argument = std::env::args().nth(1).unwrap_or_default();
@@ -33,6 +33,7 @@ fn run(envelope: &Envelope, printer: Printer) -> Result<ExitStatus, Failure> {
         let (engine, sender) = (VERSION.to_owned(), envelope.version.clone());
         return Err(EngineError::Version { engine, sender }.into());
     }
+    ops::reference::check_variable()?;
     // Before the first tensor.
     memory::use_blocks();
     jobs::run(&envelope.job, printer)?;

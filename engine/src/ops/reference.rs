@@ -12,13 +12,23 @@ use tch::{Kind, Tensor};
 use super::AdamWFactors;
 use super::linear::{Layer, LowRank};
 use super::rotary::Angles;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
 
 /// `reference` here makes every operation of the process a plain one.
 pub const OPS_VARIABLE: &str = "HEIRLOOM_OPS";
 
 thread_local! {
     static ASKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Refuses a value of [`OPS_VARIABLE`] that would be passed over in silence.
+pub fn check_variable() -> Result<()> {
+    match std::env::var_os(OPS_VARIABLE) {
+        Some(value) if !value.is_empty() && value != "reference" => {
+            Err(EngineError::OpsVariable { value: value.to_string_lossy().into_owned() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Runs `work` with plain operations alone, as far as they are called on this thread. What is

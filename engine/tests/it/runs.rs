@@ -159,10 +159,27 @@ fn killed_at_several_moments_a_run_resumes_to_the_same_bytes() {
 }
 
 /// Methods that are killed at random moments, as changes to the recipe.
-const METHODS: [(&str, &[&str]); 3] = [
+const METHODS: [(&str, &[&str]); 9] = [
     ("lora", &[]),
     ("lora-guarded", &["--set", "train.loss_spike={factor: 1.05, window: 3, action: roll-back}"]),
     ("full", &["--set", "adapter=full", "--set", "train.checkpoint_in_background=true"]),
+    (
+        "full-muon",
+        &[
+            "--set",
+            "adapter=full",
+            "--set",
+            "train.optimizer={muon: {lr: 0.01, adamw: {lr: 0.001}}}",
+        ],
+    ),
+    ("dora", &["--set", "adapter.lora.use_dora=true", "--set", "adapter.lora.dropout=0.1"]),
+    ("pissa", &["--set", "adapter.lora.init_lora_weights=pissa"]),
+    (
+        "qlora-8bit",
+        &["--set", "base.quantization=nf4", "--set", "train.optimizer={adamw_8bit: {lr: 0.001}}"],
+    ),
+    ("adafactor", &["--set", "train.optimizer={adafactor: {lr: 0.001}}"]),
+    ("lion", &["--set", "train.optimizer={lion: {lr: 0.0001}}"]),
 ];
 
 /// Kills of each method: one here, and as many as `HEIRLOOM_KILLS` says in `scripts/kill-nine`.
@@ -177,9 +194,9 @@ fn killed_at_random_moments_every_method_resumes_to_the_same_bytes() {
 fn kill_at_random(method: &str, sets: &[&str], kills: u32) {
     let place = Place::new();
     let output = |run: &str| {
-        let file = match method {
-            "full" => "model/model.safetensors",
-            _ => "adapter/adapter_model.safetensors",
+        let file = match method.starts_with("full") {
+            true => "model/model.safetensors",
+            false => "adapter/adapter_model.safetensors",
         };
         sha256_of_file(&place.run(run).join(file)).unwrap()
     };

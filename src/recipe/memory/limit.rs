@@ -31,6 +31,9 @@ const UNITS: [(&str, u64); 9] = [
     ("b", 1),
 ];
 
+/// 2^64: more than a number of bytes can be.
+const MOST_BYTES: f64 = 18_446_744_073_709_551_616.0;
+
 /// What there is for a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
@@ -81,8 +84,9 @@ fn parse(value: &str) -> Result<Option<Limit>, LimitError> {
     let unit = UNITS.iter().find_map(|(unit, bytes)| Some((word.strip_suffix(unit)?, *bytes)));
     let (number, unit) = unit.unwrap_or((&word, 1));
     let number = number.trim().parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0);
-    let number = number.ok_or_else(|| LimitError { value: value.to_owned() })?;
-    Ok(Some(Limit { bytes: (number * unit as f64) as u64, by: By::Variable }))
+    let bytes = number.map(|number| number * unit as f64).filter(|bytes| *bytes < MOST_BYTES);
+    let bytes = bytes.ok_or_else(|| LimitError { value: value.to_owned() })? as u64;
+    Ok(Some(Limit { bytes, by: By::Variable }))
 }
 
 /// What the system below `root` says.
@@ -210,7 +214,7 @@ mod tests {
             assert_eq!(parse(text), Ok(limit(bytes, By::Variable)), "{text}");
         }
         assert_eq!(parse("unlimited"), Ok(None));
-        for text in ["much", "-1GiB", "1e999", "GiB", "nan", "1 GiB 2"] {
+        for text in ["much", "-1GiB", "1e30", "1e999", "GiB", "nan", "1 GiB 2"] {
             assert!(parse(text).is_err(), "{text}");
         }
     }
