@@ -292,6 +292,7 @@ fn memory(memory: &Memory) -> String {
         Moment::Loss => "at the end of a forward pass",
         Moment::Backward => "in a backward pass",
         Moment::Validation => "while held-out rows are measured",
+        Moment::Answers => "while a suite is answered",
     };
     format!("{} at most, {when} ({})", amount(memory.total()), parts.join(", "))
 }

@@ -17,10 +17,10 @@ use serde::Serialize;
 
 use super::lock::{Size, Split};
 use super::memory::limit::Limit;
-use super::memory::{self, Memory, MemoryError};
+use super::memory::{self, Asked, Memory, MemoryError};
 use super::problem::{Fault, Problem, RecipeError, listed, most_alike};
 use super::read::Pinned;
-use super::{Adapter, Data, Literal, Module, Recipe, is_part, optimizer};
+use super::{Adapter, Data, Literal, Module, Recipe, Suite, is_part, optimizer};
 use crate::base::{Architecture, BaseFolder, Linear};
 use crate::dataset::batch::RowFile;
 use crate::dataset::chat::ChatEncoder;
@@ -64,6 +64,8 @@ pub struct Plan {
     architecture: Architecture,
     /// Tokens of rows that are measured and not trained.
     held_out: u64,
+    /// How large the suites are that are answered after training.
+    suites: Vec<Asked>,
     base_folder: PathBuf,
     base_files: Vec<PathBuf>,
 }
@@ -147,12 +149,14 @@ impl Plan {
         let beside = survey.files.iter().filter(|file| file.file.split != Split::Train);
         let held_out = beside.map(|file| file.tokens).sum::<u64>()
             + survey.size.held_out.saturating_mul(window);
+        let suites = asked(&recipe, &survey);
         let memory = Memory::predict(&memory::Run {
             recipe: &recipe,
             architecture: &base.architecture,
             trained: trainable,
             size: &survey.size,
             held_out,
+            suites: &suites,
         });
         let files = survey.files.into_iter();
         Ok(Self {
@@ -181,6 +185,7 @@ impl Plan {
             base_folder: base.folder().to_owned(),
             architecture: base.architecture,
             held_out,
+            suites,
         })
     }
 
@@ -193,7 +198,7 @@ impl Plan {
     pub fn steps_fit(&self, limit: Limit) -> Result<(), MemoryError> {
         let mut recipe = self.recipe.clone();
         recipe.train.checkpoint_in_background = Some(false);
-        let run = memory::Run { recipe: &recipe, held_out: 0, ..self.memory_run() };
+        let run = memory::Run { recipe: &recipe, held_out: 0, suites: &[], ..self.memory_run() };
         run.fit(&Memory::predict(&run), limit)
     }
 
@@ -204,6 +209,7 @@ impl Plan {
             trained: self.parameters.trainable,
             size: &self.training,
             held_out: self.held_out,
+            suites: &self.suites,
         }
     }
 
@@ -220,6 +226,22 @@ impl Plan {
     pub fn base_files(&self) -> &[PathBuf] {
         &self.base_files
     }
+}
+
+/// How large the suites are that the recipe asks.
+fn asked(recipe: &Recipe, survey: &Survey) -> Vec<Asked> {
+    let suites = recipe.data.test.iter().filter(|suite| recipe.eval.suites.contains(&suite.name));
+    let asked = |suite: &Suite| {
+        let split = Split::Test(suite.name.clone());
+        let files = survey.files.iter().filter(|file| file.file.split == split);
+        let max_new_tokens = suite.max_new_tokens as u64;
+        files.fold(Asked { max_new_tokens, ..Asked::default() }, |asked, file| Asked {
+            rows: asked.rows + file.rows.used,
+            tokens: asked.tokens + file.tokens,
+            ..asked
+        })
+    };
+    suites.map(asked).collect()
 }
 
 /// The files of a base, below what the recipe calls it: its folder, or its address.

@@ -99,7 +99,7 @@ fn answer_all(
     let bar = printer.bar(prompts.len() as u64, "generate");
     let mut answers = vec![None; prompts.len()];
     let mut timing = Timing::default();
-    for batch in generate::by_length(prompts, job.batch_size) {
+    for batch in generate::by_length(prompts, job.batch_size, |_, _| true) {
         let found = replies(model, text, &job.settings, &batch, None, |_, _| Ok(true))?;
         for (prompt, reply) in batch.iter().zip(found.rows) {
             answers[prompt.stream as usize] = Some(reply);

@@ -4,13 +4,14 @@
 //! fit where a run does not (`advice`). Computes with shapes alone; that the engine takes what
 //! is said here is its own affair (`engine/src/memory.rs`), and measured by `benches/memory`.
 //!
-//! The most is that of the largest of four moments:
+//! The most is that of the largest of five moments:
 //! | moment | beside runtime and weights |
 //! |---|---|
 //! | loading | the largest weight before it is packed; of full training everything twice |
 //! | loss | all activations, and the logits of a chunk |
 //! | backward | activations up to a block, and what lies beside them while it is gone through |
 //! | validation | one block's activations of as many tokens as a micro-batch has |
+//! | answers | keys and values of the answers of a suite, and one block's activations of their prompts |
 //!
 //! With `T` tokens in the largest micro-batch, `b` bytes of the computing dtype, hidden width
 //! `h`, widths `q`, `k` of queries and keys, `i` of the feed-forward part, rank `r`, `V` tokens
@@ -39,13 +40,19 @@ use serde::Serialize;
 use self::block::{Block, Pass};
 use self::limit::Limit;
 use super::lock::Size;
-use super::{ActivationCheckpointing, Adapter, DEFAULT_MICRO_BATCH_TOKENS, Dtype, Packing, Recipe};
+use super::{
+    ActivationCheckpointing, Adapter, DEFAULT_MICRO_BATCH_TOKENS, Dtype, Format, Packing, Recipe,
+};
 use crate::base::Architecture;
 pub use advice::{MemoryError, Setting};
 
 /// What a run takes beside its tensors: libtorch, the engine, buffers of the stream and of
 /// matrix kernels, on one thread. Measured by `benches/memory`.
 const RUNTIME: f64 = 174e6;
+
+/// What rendering chats takes, on all threads, where rows are more than text. Measured with one
+/// template.
+const RUNTIME_OF_CHATS: f64 = 6e6;
 
 /// What the kernels for bfloat16 take beyond that. Measured likewise.
 const RUNTIME_OF_BFLOAT16: f64 = 8e6;
@@ -63,6 +70,12 @@ const RUNTIME_OF_TOKEN: f64 = 250.0;
 
 /// Rows whose logits are there at a time (`engine/src/ops/cross_entropy.rs`).
 const LOSS_ROWS: f64 = 512.0;
+
+/// Rows of a suite that are answered together, at most: more would gain little on a CPU.
+pub const SUITE_ROWS: usize = 64;
+
+/// Their tokens, answers included, at most: so much cache is there.
+pub const SUITE_TOKENS: usize = 8192;
 
 /// Bytes of what is noted for each token: ids, positions, angles, targets, all of them twice.
 const PER_TOKEN: f64 = 160.0;
@@ -85,6 +98,19 @@ pub enum Moment {
     Backward,
     /// The loss on rows that are not trained.
     Validation,
+    /// What the model answers to a suite, when it is trained.
+    Answers,
+}
+
+/// How large the rows of a suite are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Rows.
+    pub rows: u64,
+    /// Tokens of all of them.
+    pub tokens: u64,
+    /// Longest answer.
+    pub max_new_tokens: u64,
 }
 
 /// Predicted bytes at that moment, by what they are for.
@@ -126,6 +152,8 @@ pub(super) struct Run<'a> {
     pub(super) size: &'a Size,
     /// Tokens of all rows that are not trained.
     pub(super) held_out: u64,
+    /// The suites that are answered.
+    pub(super) suites: &'a [Asked],
 }
 
 impl Memory {
@@ -135,10 +163,8 @@ impl Memory {
         let frozen = base::frozen(run.architecture, &storage, |key| !adapter.trains(key));
         let prediction = Prediction { run: *run, frozen };
         let most = larger(prediction.loading(), prediction.training());
-        match prediction.validation() {
-            Some(validation) => larger(most, validation),
-            None => most,
-        }
+        let most = prediction.validation().into_iter().fold(most, larger);
+        run.suites.iter().map(|suite| prediction.answers(suite)).fold(most, larger)
     }
 
     /// Everything together.
@@ -161,7 +187,8 @@ pub fn smaller(
     limit: u64,
 ) -> Vec<Setting> {
     // Rows that are not trained take no more than those that are.
-    advice::fitting(&Run { recipe, architecture, trained, size, held_out: 0 }, limit)
+    let run = Run { recipe, architecture, trained, size, held_out: 0, suites: &[] };
+    advice::fitting(&run, limit)
 }
 
 /// The first unless the second is larger.
@@ -245,7 +272,9 @@ impl Prediction<'_> {
             Dtype::Float32 => 0.0,
         };
         let (blocks, words) = (layers.len() as f64, *vocab_size as f64);
-        RUNTIME + kernels + blocks * RUNTIME_OF_BLOCK + words * RUNTIME_OF_TOKEN
+        let chats = self.run.recipe.data.train.iter().any(|source| source.format != Format::Text);
+        let chats = if chats { RUNTIME_OF_CHATS } else { 0.0 };
+        RUNTIME + kernels + chats + blocks * RUNTIME_OF_BLOCK + words * RUNTIME_OF_TOKEN
     }
 
     /// Bytes of a number for each trained weight.
@@ -338,16 +367,37 @@ impl Prediction<'_> {
         }
         let rows = self.limit().max(self.window());
         let pass = self.pass(rows.min(self.run.held_out as f64));
+        let block = self.widest_block(&pass);
+        let words = LOSS_ROWS.min(pass.rows) * self.run.architecture.vocab_size as f64 * pass.width;
+        let loss = pass.rows(3.0 * pass.hidden) + words * if self.is_full() { 3.0 } else { 1.0 };
+        Some(self.memory(Moment::Validation, 0.0, 0.0, block.max(loss) + pass.rows * PER_TOKEN))
+    }
+
+    /// What one block takes without a graph.
+    fn widest_block(&self, pass: &Pass<'_>) -> f64 {
         let wide = self.run.architecture.layers.iter().map(|layer| {
             let widths = layer.widths();
             let fed = 4.0 * pass.hidden + 3.0 * widths.intermediate as f64;
             let attended = 2.0 * pass.hidden + 3.0 * (widths.queries + widths.keys) as f64;
             fed.max(attended)
         });
-        let block = pass.rows(wide.fold(0.0, f64::max));
-        let words = LOSS_ROWS.min(pass.rows) * self.run.architecture.vocab_size as f64 * pass.width;
-        let loss = pass.rows(3.0 * pass.hidden) + words * if self.is_full() { 3.0 } else { 1.0 };
-        Some(self.memory(Moment::Validation, 0.0, 0.0, block.max(loss) + pass.rows * PER_TOKEN))
+        pass.rows(wide.fold(0.0, f64::max))
+    }
+
+    /// Rows as long as they are on average; keys or values of one layer are there twice, while
+    /// they are laid into the cache.
+    fn answers(&self, suite: &Asked) -> Memory {
+        let prompt = suite.tokens as f64 / (suite.rows as f64).max(1.0);
+        let whole = (prompt + suite.max_new_tokens as f64).max(1.0);
+        let together = (SUITE_TOKENS as f64 / whole).floor().max(1.0);
+        let together = together.min(SUITE_ROWS as f64).min(suite.rows as f64);
+        let (prompts, cached) = (self.pass(together * prompt), self.pass(together * whole));
+        let layers = self.run.architecture.layers.iter();
+        let kept = layers.map(|layer| cached.rows(2.0 * layer.widths().keys as f64));
+        let (all, largest) =
+            kept.fold((0.0, 0.0_f64), |(all, most), kept| (all + kept, most.max(kept)));
+        let beside = self.widest_block(&prompts) + largest / 2.0 + prompts.rows * PER_TOKEN;
+        self.memory(Moment::Answers, 0.0, all, beside)
     }
 }
 

@@ -40,7 +40,7 @@ fn size() -> Size {
 
 fn predict(recipe: &Recipe, architecture: &Architecture, trained: u64) -> Memory {
     let size = size();
-    Memory::predict(&Run { recipe, architecture, trained, size: &size, held_out: 0 })
+    Memory::predict(&Run { recipe, architecture, trained, size: &size, held_out: 0, suites: &[] })
 }
 
 /// Weights of adapters of rank 2 on the seven layers of each block.
@@ -116,6 +116,7 @@ fn numbers_beyond_all_memory_stay_the_largest_number() {
         trained: u64::MAX,
         size: &size,
         held_out: u64::MAX,
+        suites: &[Asked { rows: 1, tokens: u64::MAX, max_new_tokens: u64::MAX }],
     };
     assert_eq!(Memory::predict(&run).total(), u64::MAX);
 }
@@ -129,6 +130,7 @@ fn what_does_not_fit_is_refused_with_settings_that_do() {
         trained: trained(1024, 4),
         size: &size,
         held_out: 0,
+        suites: &[],
     };
     let memory = Memory::predict(&run);
     let limit = |bytes| Limit { bytes, by: By::Variable };
