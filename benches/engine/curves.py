@@ -2,10 +2,12 @@
 
     python benches/engine/curves.py --python VENV/bin/python                      # LoRA, float32
     python benches/engine/curves.py --python VENV/bin/python --quantization nf4
+    python benches/engine/curves.py --python VENV/bin/python --method dora        # or full
 
 Same rows in the same order, same initial adapter (Heirloom's, which PEFT loads), same settings;
+full training begins with the base, and its peer is Transformers alone;
 Heirloom once with its fused operations and once with plain ones (HEIRLOOM_OPS=reference).
-Exit status 0 only if every loss is within --within of PEFT's, relatively.
+Exit status 0 only if every loss is within --within of the peer's, relatively.
 """
 
 import argparse
@@ -30,6 +32,17 @@ def train(args, path, variables, name, operations, sets=()):
     return folder
 
 
+def change(planned, method):
+    """Makes the recipe of LoRA one of another method."""
+    if method == "dora":
+        planned["adapter"]["lora"]["use_dora"] = True
+    if method == "full":
+        planned["adapter"] = "full"
+        # All weights move: with LoRA's rate they would leave what they know at once.
+        planned["train"]["optimizer"]["adamw"]["lr"] = 1e-4
+    return planned
+
+
 def losses(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
@@ -39,20 +52,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments(parser)
     parser.add_argument("--set", action="append", default=[], help="for Heirloom alone, KEY=VALUE")
+    parser.add_argument("--method", choices=["lora", "dora", "full"], default="lora")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--within", type=float, default=1e-3)
     args = parser.parse_args()
     variables = environment(args.threads)
     make(args, variables)
-    name = f"curves-{args.shape}-{args.quantization}"
-    planned = recipe(args.shape, "float32", args.quantization, args.steps)
+    name = f"curves-{args.shape}-{args.method}-{args.quantization}"
+    planned = change(recipe(args.shape, "float32", args.quantization, args.steps), args.method)
     path = write(WORK / f"{name}.recipe.json", planned)
-    # The first step of a warm-up has a learning rate of 0: its adapter is the initial one.
-    initial = train(args, path, variables, f"{name}-initial", "fused", ["train.max_steps=1"]) / "adapter"
-    command = [args.python, HERE / "peer.py", path, "--steps", args.steps, "--adapter", initial, "--threads", args.threads]
+    command = [args.python, HERE / "peer.py", path, "--steps", args.steps, "--threads", args.threads]
+    if args.method != "full":
+        # The first step of a warm-up has a learning rate of 0: its adapter is the initial one.
+        initial = train(args, path, variables, f"{name}-initial", "fused", ["train.max_steps=1"]) / "adapter"
+        command += ["--adapter", initial]
     theirs = json.loads(call(command, variables))["losses"]
-    result = {"machine": machine(), "steps": args.steps, "peft": theirs, "within": args.within}
-    print(f"{name}: {len(theirs)} steps, PEFT's loss {theirs[0]:.6f} to {theirs[-1]:.6f}")
+    result = {"machine": machine(), "steps": args.steps, "peer": theirs, "within": args.within}
+    print(f"{name}: {len(theirs)} steps, the peer's loss {theirs[0]:.6f} to {theirs[-1]:.6f}")
     for operations in OPERATIONS:
         ours = losses(train(args, path, variables, f"{name}-{operations}", operations))
         if len(ours) != len(theirs):

@@ -1,7 +1,9 @@
 """The peer: Transformers and PEFT on the rows and the recipe of a Heirloom bench or run.
 
     peer.py RECIPE_JSON --steps N                 prints step times as JSON
-    peer.py RECIPE_JSON --steps N --adapter DIR   starts from this adapter; prints losses, too
+    peer.py RECIPE_JSON --steps N --adapter DIR   starts from this adapter
+
+Losses are printed, too; with `adapter: full` every weight is trained, without PEFT.
 
 RECIPE_JSON is a resolved recipe as JSON, as run.py and curves.py write it. What a careful user
 writes who wants speed: SDPA attention, whole sequences of equal length without padding and so
@@ -36,7 +38,7 @@ def sequences(recipe):
 
 
 def build(recipe, adapter):
-    base, lora = recipe["base"], recipe["adapter"]["lora"]
+    base = recipe["base"]
     dtype = getattr(torch, base["dtype"])
     quantized = base.get("quantization", "none")
     settings = {}
@@ -46,6 +48,9 @@ def build(recipe, adapter):
             bnb_4bit_use_double_quant=quantized == "nf4-double")}
     model = AutoModelForCausalLM.from_pretrained(base["model"], dtype=dtype, attn_implementation="sdpa", **settings)
     model.config.use_cache = False
+    if recipe["adapter"] == "full":
+        return model
+    lora = recipe["adapter"]["lora"]
     if adapter:
         return PeftModel.from_pretrained(model, adapter, is_trainable=True)
     return get_peft_model(model, LoraConfig(
