@@ -14,6 +14,7 @@ mod data;
 mod decode;
 pub mod lock;
 pub mod memory;
+mod objective;
 mod optimizer;
 mod overrides;
 pub mod plan;
@@ -35,6 +36,7 @@ pub use data::{
     Format, OnWithdrawal, Overlong, PUBLISHING, Packing, Source, StoppingStrategy, Suite, SurveyOf,
     TrainOn,
 };
+pub use objective::{Dpo, Kto, LossType, Objective, Orpo, RowsOf, Simpo};
 pub use optimizer::{
     Adafactor, Adamw, AdjustLr, Constant, Cosine, CosineWithRestarts, Curve, InverseSqrt, Linear,
     Lion, MIN_8BIT_SIZE, Muon, Optimizer, Pace, ParamGroup, Schedule, WarmupStableDecay,
@@ -62,6 +64,9 @@ pub struct Recipe {
     pub base: Base,
     /// How it is adapted.
     pub adapter: Adapter,
+    /// What it is trained towards.
+    #[serde(default)]
+    pub objective: Objective,
     /// On what, and for what.
     pub data: Data,
     /// How the optimiser goes.

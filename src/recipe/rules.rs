@@ -2,6 +2,7 @@
 
 mod adapter;
 mod data;
+mod objective;
 mod optimizer;
 mod safety;
 mod track;
@@ -44,6 +45,7 @@ pub(super) fn check(recipe: &Recipe, holes: &[String]) -> Vec<(String, Fault)> {
         Adapter::Lora(lora) => check.lora(lora, recipe.base.quantization),
         Adapter::Full(names) => check.unfrozen(names),
     }
+    check.objective(recipe);
     check.data(recipe);
     check.suites(recipe);
     check.steps(recipe);

@@ -2,7 +2,7 @@
 
 use super::{Check, MAX_TOKENS, MIN_SEQUENCE_LENGTH};
 use crate::dataset::consent::purposes;
-use crate::recipe::{Data, Format, Recipe, Source};
+use crate::recipe::{Recipe, Source};
 
 impl Check<'_> {
     pub(super) fn data(&mut self, recipe: &Recipe) {
@@ -71,7 +71,6 @@ impl Check<'_> {
                 "leave it out",
             );
         }
-        self.formats(data);
     }
 
     /// All sources are weighed, or none.
@@ -88,24 +87,6 @@ impl Check<'_> {
                     "give every source a `weight`, or none",
                 ),
             }
-        }
-    }
-
-    /// What a run makes of a row is to predict it; pairs and labels ask for another aim.
-    fn formats(&mut self, data: &Data) {
-        let lists = [("train", &data.train), ("validation", &data.validation)];
-        let sources = lists.into_iter().flat_map(|(list, sources)| {
-            let formats = sources.iter().map(|source| source.format).enumerate();
-            formats.map(move |(index, format)| (list, index, format))
-        });
-        let suites = data.test.iter().map(|suite| suite.format).enumerate();
-        for (list, index, format) in sources.chain(suites.map(|(i, f)| ("test", i, f))) {
-            self.rule(
-                !matches!(format, Format::Preference | Format::Kto),
-                &format!("data.{list}[{index}].format"),
-                "holds answers that are judged, and supervised training has no use for verdicts",
-                "import the good answers as `prompt-completion`, or choose another source",
-            );
         }
     }
 }
