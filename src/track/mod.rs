@@ -7,6 +7,8 @@
 //! ([`line`]), so that a tracker which was away, or a file of a run that is resumed, is filled
 //! from it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 pub mod jsonl;
@@ -48,7 +50,25 @@ pub struct StepMetrics {
     pub tokens_per_second: f64,
     /// Seconds since the run began, resumed parts included.
     pub seconds: f64,
+    /// What the objective tells beside its loss, by names of [`FIGURES`].
+    #[serde(flatten, deserialize_with = "numbers_or_nan")]
+    pub figures: BTreeMap<String, f64>,
 }
+
+/// What objectives tell of a step, by TRL's names; of validation rows with `validation_` before
+/// them.
+pub const FIGURES: [&str; 10] = [
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+    "kl",
+    "nll_loss",
+    "log_odds_chosen",
+    "log_odds_ratio",
+];
 
 /// One measurement of the validation loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,6 +84,9 @@ pub struct ValidationMetrics {
     pub validation_tokens: u64,
     /// Seconds since the run began, resumed parts included.
     pub seconds: f64,
+    /// As [`StepMetrics::figures`].
+    #[serde(flatten, deserialize_with = "numbers_or_nan")]
+    pub figures: BTreeMap<String, f64>,
 }
 
 /// Something out of the ordinary at a step.
@@ -117,6 +140,14 @@ pub enum Cause {
 /// JSON has no NaN and no infinity: they are written as `null`.
 fn number_or_nan<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+/// The same of all that have no name of their own.
+fn numbers_or_nan<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, f64>, D::Error> {
+    let found = BTreeMap::<String, Option<f64>>::deserialize(deserializer)?.into_iter();
+    Ok(found.map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect())
 }
 
 /// Something that receives metrics.
@@ -209,6 +240,7 @@ mod tests {
             trained_tokens: 40,
             tokens_per_second: 100.0,
             seconds: step as f64,
+            figures: BTreeMap::new(),
         }
     }
 
@@ -219,6 +251,7 @@ mod tests {
             validation_loss: 2.0,
             validation_tokens: 7,
             seconds: step as f64,
+            figures: BTreeMap::new(),
         }
     }
 

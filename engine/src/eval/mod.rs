@@ -8,7 +8,7 @@ pub mod perplexity;
 
 use heirloom::dataset::chat::{ChatEncoder, Document};
 use heirloom::dataset::evaluation::EvaluationRow;
-use heirloom::dataset::stream::MicroBatch;
+use heirloom::dataset::stream::{MicroBatch, mismatched};
 use heirloom::diagnose::Failure;
 use heirloom::recipe::Gate;
 use heirloom::run::{EvalReport, Scores};
@@ -62,26 +62,22 @@ pub fn batches<'d>(
     documents: impl IntoIterator<Item = &'d Document>,
     batch_tokens: usize,
 ) -> Vec<MicroBatch> {
+    let documents: Vec<&Document> = documents.into_iter().collect();
+    let longest = documents.iter().map(|document| document.longest()).max().unwrap_or_default();
+    let mut others = mismatched(documents.iter().copied(), longest).into_iter();
     let mut batches: Vec<MicroBatch> = Vec::new();
     for document in documents {
-        match batches.last_mut() {
-            Some(last) if last.tokens.len() + document.tokens.len() <= batch_tokens => {
-                push(last, document);
-            }
-            _ => {
-                let mut batch = MicroBatch::default();
-                push(&mut batch, document);
-                batches.push(batch);
-            }
+        let fits = |last: &MicroBatch| last.tokens.len() + document.tokens.len() <= batch_tokens;
+        if !batches.last().is_some_and(fits) {
+            batches.push(MicroBatch::default());
+        }
+        let Some(last) = batches.last_mut() else { continue };
+        last.push(document);
+        if let Some(other) = others.next() {
+            last.push_mismatched(&other, batch_tokens);
         }
     }
     batches
-}
-
-fn push(batch: &mut MicroBatch, document: &Document) {
-    batch.tokens.extend(&document.tokens);
-    batch.weights.extend(&document.weights);
-    batch.lengths.push(document.tokens.len() as u32);
 }
 
 /// The first gate that does not hold. A value that is no number holds nothing.

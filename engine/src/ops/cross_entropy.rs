@@ -10,7 +10,7 @@
 
 use std::ffi::{c_char, c_void};
 
-use tch::{Kind, Tensor};
+use tch::{Kind, Reduction, Tensor};
 
 use super::cuda::{self, Grid, MOST_THREADS};
 use super::native;
@@ -101,6 +101,31 @@ pub fn frozen(
         Ok((Tensor::f_cat(&losses, 0)?.f_sum(Kind::Float)?, gradient))
     })?;
     scaled(&[hidden], losses, gradient)
+}
+
+/// The negative log-likelihood of each of `ids` under hidden states `[m, hidden]`, in nats and
+/// outside of any graph: `[m]`.
+pub fn each(
+    hidden: &Tensor,
+    ids: &Tensor,
+    project: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let targets = Targets { ids, weights: None, smoothing: 0.0 };
+    let losses = tch::no_grad(|| -> Result<Vec<Tensor>> {
+        let loss = |chunk: Chunk| {
+            let logits = project(&chunk.hidden)?.f_contiguous()?;
+            inside(&chunk.ids, logits.size2()?.1)?;
+            if cuda::known(logits.kind()) && cuda::by(logits.device()).is_some() {
+                let plain = Logits { scaling: 1.0, softcap: None };
+                return differentiated(&logits, plain, &chunk, 0.0, false);
+            }
+            let logits = logits.f_to_kind(Kind::Float)?;
+            let none = None::<Tensor>;
+            Ok(logits.f_cross_entropy_loss(&chunk.ids, none, Reduction::None, -100, 0.0)?)
+        };
+        chunks(hidden, targets)?.into_iter().map(loss).collect()
+    })?;
+    Ok(Tensor::f_cat(&losses, 0)?)
 }
 
 /// As [`frozen`], through any function of hidden states: the gradients of `trained`, weights

@@ -28,37 +28,78 @@ pub fn sum(
     train: bool,
     smoothing: f64,
 ) -> Result<Option<Tensor>> {
-    let (mut rows, mut targets, mut weights) = (Vec::new(), Vec::new(), Vec::new());
-    for (row, (token, weight)) in batch.tokens.iter().zip(&batch.weights).enumerate().skip(1) {
-        if *weight > 0.0 {
-            rows.push(row as i64 - 1);
-            targets.push(i64::from(*token));
-            weights.push(*weight);
-        }
-    }
-    if rows.is_empty() {
+    let trained = batch.weights.iter().enumerate().skip(1).filter(|(_, weight)| **weight > 0.0);
+    let (places, weights): (Vec<usize>, Vec<f32>) = trained.unzip();
+    if places.is_empty() {
         return Ok(None);
     }
-    let mut tokens: Vec<i64> = batch.tokens.iter().map(|token| i64::from(*token)).collect();
-    let mut lengths = batch.lengths.clone();
-    let device = model.embedding.device();
-    if model.kind == Kind::BFloat16 && device == Device::Cpu {
-        fill_up(&mut tokens, &mut lengths);
-        let rounded = rounded_rows(rows.len());
-        rows.resize(rounded, 0);
-        targets.resize(rounded, 0);
-        weights.resize(rounded, 0.0);
+    Predicting::run(model, batch, &places, train)?.sum(model, weights, smoothing).map(Some)
+}
+
+/// Hidden states that predict some tokens of a batch, and which tokens those are.
+#[derive(Debug)]
+pub(super) struct Predicting {
+    /// `[m, hidden]`, with rows at the end that are there only so that few numbers occur.
+    hidden: Tensor,
+    /// `[m]`.
+    ids: Tensor,
+    /// Tokens that are predicted.
+    tokens: usize,
+}
+
+impl Predicting {
+    /// Runs a model on a batch, to predict the tokens at `places`, none of which is 0.
+    pub(super) fn run(
+        model: &Decoder,
+        batch: &MicroBatch,
+        places: &[usize],
+        train: bool,
+    ) -> Result<Self> {
+        let mut rows: Vec<i64> = places.iter().map(|place| *place as i64 - 1).collect();
+        let mut tokens: Vec<i64> = batch.tokens.iter().map(|token| i64::from(*token)).collect();
+        let target = |place: &usize| tokens.get(*place).copied().unwrap_or_default();
+        let mut targets: Vec<i64> = places.iter().map(target).collect();
+        let mut lengths = batch.lengths.clone();
+        let device = model.embedding.device();
+        if model.kind == Kind::BFloat16 && device == Device::Cpu {
+            fill_up(&mut tokens, &mut lengths);
+            let rounded = rounded_rows(rows.len());
+            rows.resize(rounded, 0);
+            targets.resize(rounded, 0);
+        }
+        let layout = Layout::new(&lengths, device)?;
+        let there = |ids: &[i64]| Tensor::f_from_slice(ids)?.f_to(device);
+        let hidden = model.hidden(&there(&tokens)?, &layout, train)?;
+        let hidden = hidden.f_index_select(0, &there(&rows)?)?;
+        Ok(Self { hidden, ids: there(&targets)?, tokens: places.len() })
     }
-    let layout = Layout::new(&lengths, device)?;
-    let there = |ids: &[i64]| Tensor::f_from_slice(ids)?.f_to(device);
-    let hidden = model.hidden(&there(&tokens)?, &layout, train)?;
-    let predicting = hidden.f_index_select(0, &there(&rows)?)?;
-    let ids = there(&targets)?;
-    // Nearly every row has plain weights: those pay nothing for the others.
-    let plain = weights.iter().all(|weight| *weight == 1.0);
-    let weights = if plain { None } else { Some(Tensor::f_from_slice(&weights)?.f_to(device)?) };
-    let targets = Targets { ids: &ids, weights: weights.as_ref(), smoothing };
-    Ok(Some(of_hidden(model, &predicting, targets)?))
+
+    /// The negative log-likelihood of each token, in nats, outside of any graph.
+    pub(super) fn each(&self, model: &Decoder) -> Result<Vec<f64>> {
+        let _scope = scope("output projection");
+        let each = cross_entropy::each(&self.hidden, &self.ids, |hidden| model.logits(hidden))?;
+        let mut each: Vec<f64> = Vec::try_from(each.f_to_kind(Kind::Double)?.f_to(Device::Cpu)?)?;
+        each.truncate(self.tokens);
+        Ok(each)
+    }
+
+    /// The sum of all negative log-likelihoods, each times its weight, as a graph.
+    pub(super) fn sum(
+        &self,
+        model: &Decoder,
+        mut weights: Vec<f32>,
+        smoothing: f64,
+    ) -> Result<Tensor> {
+        weights.resize(self.ids.size1()? as usize, 0.0);
+        // Nearly every row has plain weights: those pay nothing for the others.
+        let plain = weights.iter().all(|weight| *weight == 1.0);
+        let weights = match plain {
+            true => None,
+            false => Some(Tensor::f_from_slice(&weights)?.f_to(self.hidden.device())?),
+        };
+        let targets = Targets { ids: &self.ids, weights: weights.as_ref(), smoothing };
+        of_hidden(model, &self.hidden, targets)
+    }
 }
 
 /// Adds documents that predict nothing, so that there are few numbers of rows: for each that it

@@ -1,6 +1,6 @@
 //! The train room: from a run folder to trained weights.
 //!
-//! Owns the loop ([`Trainer`]), the loss ([`loss`]), the optimiser and schedules
+//! Owns the loop ([`Trainer`]), what is learned ([`objective`]), the loss ([`loss`]), the optimiser and schedules
 //! ([`optimizer`]), the trained weights ([`parameters`]), checkpoints ([`checkpoint`]), what is
 //! done about bad steps ([`guard`]) and what a step has to compute ([`flops`]). Does not own
 //! evaluation after training nor releases.
@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod flops;
 pub mod guard;
 pub mod loss;
+pub mod objective;
 pub mod optimizer;
 pub mod parameters;
 mod step;
@@ -34,6 +35,7 @@ use crate::error::{EngineError, Result};
 use crate::memory;
 use crate::model::{Decoder, Linear, weights};
 use checkpoint::{Checkpoints, Progress};
+use objective::{Figures, Measure};
 use optimizer::Optimizer;
 use parameters::Parameters;
 pub use step::Taken;
@@ -179,10 +181,21 @@ impl Trainer {
         epoch: f64,
         sink: &mut dyn Sink,
     ) -> Result<bool> {
-        let (validation_loss, validation_tokens) = mean_nll(&self.model, batches)?;
+        let measure = Measure::of(&self.recipe.objective, 0.0, &mut self.model, batches, false)?;
+        let (mut sum, mut figures) = (0.0, Figures::default());
+        for batch in batches {
+            if let Some(part) = measure.part(&mut self.model, batch)? {
+                sum += part.sum;
+                figures.extend(&part.figures);
+            }
+        }
+        let validation_loss = measure.mean(sum);
+        let validation_tokens = batches.iter().map(MicroBatch::trained_tokens).sum();
+        let figures = measure.told(figures).into_iter();
+        let figures = figures.map(|(name, value)| (format!("validation_{name}"), value)).collect();
         let (step, seconds) = (self.progress.step, self.progress.seconds);
         let metrics =
-            ValidationMetrics { step, epoch, validation_loss, validation_tokens, seconds };
+            ValidationMetrics { step, epoch, validation_loss, validation_tokens, seconds, figures };
         sink.validation(&metrics)?;
         let train = &self.recipe.train;
         let verdict = self.progress.seen.validated(train, step, validation_loss);

@@ -1,5 +1,6 @@
 //! One optimiser step: its gradient, what is thought of it, the update.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -9,7 +10,8 @@ use heirloom::track::{Cause, Event, Happened, StepMetrics};
 use tch::Tensor;
 
 use super::guard::Bad;
-use super::{Trainer, loss, optimizer};
+use super::objective::{Figures, Measure};
+use super::{Trainer, optimizer};
 use crate::error::{EngineError, Result};
 use crate::ops::profile::scope;
 
@@ -42,7 +44,7 @@ impl Trainer {
     ) -> Result<Option<Taken>> {
         let number = self.progress.step + 1;
         let weight: f64 = step.micro_batches.iter().map(MicroBatch::weight).sum();
-        let Some((loss, mut gradient)) = self.gradient(step, number, weight, stop)? else {
+        let Some((loss, mut gradient, figures)) = self.gradient(step, number, stop)? else {
             return Ok(None);
         };
         let grad_norm = {
@@ -67,7 +69,7 @@ impl Trainer {
         let error = error.map(|bad| diverged(number, &bad));
         let seconds = started.elapsed().as_secs_f64();
         let metrics = self.advance(step, of_epoch, seconds);
-        let metrics = StepMetrics { loss, lr, grad_norm, ..metrics };
+        let metrics = StepMetrics { loss, lr, grad_norm, figures, ..metrics };
         let event = event.map(|event| Event {
             step: number,
             epoch: metrics.epoch,
@@ -77,17 +79,24 @@ impl Trainer {
         Ok(Some(Taken { metrics, event, error }))
     }
 
-    /// The mean loss of a step, and its gradient; nothing once `stop` is set.
+    /// The mean loss of a step, its gradient and what else is told of it; nothing once `stop` is
+    /// set.
     fn gradient(
-        &self,
+        &mut self,
         step: &Step,
         number: u64,
-        weight: f64,
         stop: &AtomicBool,
-    ) -> Result<Option<(f64, Tensor)>> {
-        let seed = mix(self.recipe.train.seed, number);
-        let gradient = self.parameters.zero_gradient()?;
-        let mut nll = 0.0;
+    ) -> Result<Option<(f64, Tensor, BTreeMap<String, f64>)>> {
+        let Self { model, parameters, recipe, .. } = self;
+        let seed = mix(recipe.train.seed, number);
+        let gradient = parameters.zero_gradient()?;
+        let (objective, smoothing) = (&recipe.objective, recipe.train.label_smoothing_factor);
+        let measure = Measure::of(objective, smoothing, model, &step.micro_batches, true);
+        let measure = measure.map_err(|error| match step.micro_batches.first() {
+            Some(batch) => out_of_memory(error, number, "forward", batch),
+            None => error,
+        })?;
+        let (mut sum, mut figures) = (0.0, Figures::default());
         for (place, batch) in step.micro_batches.iter().enumerate() {
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
@@ -95,22 +104,22 @@ impl Trainer {
             // Dropout depends on the step and the place in it alone, so that a resumed run drops
             // the same, and so does one whose backward passes draw numbers again.
             tch::manual_seed(mix(seed as u64, place as u64));
-            let sum = {
+            let part = {
                 let _scope = scope("loss");
-                let smoothing = self.recipe.train.label_smoothing_factor;
-                let sum = loss::sum(&self.model, batch, true, smoothing);
-                sum.map_err(|error| out_of_memory(error, number, "forward", batch))?
+                let part = measure.part(model, batch);
+                part.map_err(|error| out_of_memory(error, number, "forward", batch))?
             };
-            if let Some(sum) = sum {
-                nll += sum.f_double_value(&[])?;
+            let Some(part) = part else { continue };
+            sum += part.sum;
+            figures.extend(&part.figures);
+            if let Some(mean) = part.graph {
                 // Of what no operation of ours claims: torch's own nodes.
                 let _scope = scope("other backward");
-                let mean = sum.f_div_scalar(weight)?;
-                let added = self.parameters.add_gradient(&mean, &gradient);
+                let added = parameters.add_gradient(&mean, &gradient);
                 added.map_err(|error| out_of_memory(error, number, "backward", batch))?;
             }
         }
-        Ok(Some((nll / if weight > 0.0 { weight } else { 1.0 }, gradient)))
+        Ok(Some((measure.mean(sum), gradient, measure.told(figures))))
     }
 
     /// Counts a step; gives its counters as metrics.
@@ -135,6 +144,7 @@ impl Trainer {
             trained_tokens,
             tokens_per_second: tokens as f64 / seconds.max(1e-9),
             seconds: progress.seconds,
+            figures: BTreeMap::new(),
         }
     }
 

@@ -1,7 +1,9 @@
 //! A row in tokens.
 //!
-//! Owns what a document is and how it is cut. Whether a cut one is still worth training on is
-//! the caller's to say.
+//! Owns what a document is, how it is cut, and how answers that are compared are one of them.
+//! Whether a cut one is still worth training on is the caller's to say.
+
+use std::ops::Range;
 
 /// A row in tokens, each with its weight in the loss.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -11,9 +13,81 @@ pub struct Document {
     /// How much predicting `tokens[i]` (from the tokens before it) counts in the loss; 0: it
     /// carries none. `weights[0]` is always 0: nothing comes before it.
     pub weights: Vec<f32>,
+    /// What is thought of it.
+    pub judged: Judged,
+}
+
+/// What is thought of a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Judged {
+    /// Nothing: it is to be learned.
+    #[default]
+    Not,
+    /// It ends as it should, or not.
+    Alone(Verdict),
+    /// Two conversations, one after the other, which do not see each other: the better one of
+    /// so many tokens, and the worse one.
+    Preferred {
+        /// Tokens of the better one.
+        chosen: usize,
+    },
+}
+
+/// What is thought of an answer, in TRL's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is the better one, or one that is wanted.
+    Chosen,
+    /// It is the worse one, or one that is not wanted.
+    Rejected,
+}
+
+impl Verdict {
+    /// Its word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Chosen => "chosen",
+            Self::Rejected => "rejected",
+        }
+    }
 }
 
 impl Document {
+    /// Both conversations of a preference.
+    pub fn preferred([chosen, rejected]: [Self; 2]) -> Self {
+        let judged = Judged::Preferred { chosen: chosen.tokens.len() };
+        let tokens = [chosen.tokens, rejected.tokens].concat();
+        Self { tokens, weights: [chosen.weights, rejected.weights].concat(), judged }
+    }
+
+    /// The same with a verdict on how it ends.
+    pub fn labelled(self, desirable: bool) -> Self {
+        let verdict = if desirable { Verdict::Chosen } else { Verdict::Rejected };
+        Self { judged: Judged::Alone(verdict), ..self }
+    }
+
+    /// What of it is a conversation by itself, each with the verdict on it.
+    pub fn parts(&self) -> impl Iterator<Item = (Range<usize>, Option<Verdict>)> + use<> {
+        let all = self.tokens.len();
+        let parts = match self.judged {
+            Judged::Not => [Some((0..all, None)), None],
+            Judged::Alone(verdict) => [Some((0..all, Some(verdict))), None],
+            Judged::Preferred { chosen } => {
+                let chosen = chosen.min(all);
+                [
+                    Some((0..chosen, Some(Verdict::Chosen))),
+                    Some((chosen..all, Some(Verdict::Rejected))),
+                ]
+            }
+        };
+        parts.into_iter().flatten()
+    }
+
+    /// Tokens of the longest conversation.
+    pub fn longest(&self) -> usize {
+        self.parts().map(|(part, _)| part.len()).max().unwrap_or_default()
+    }
+
     /// Whether `tokens[i]` carries loss, for every `i`.
     pub fn trained(&self) -> impl Iterator<Item = bool> + '_ {
         self.weights.iter().map(|weight| *weight > 0.0)
@@ -39,7 +113,8 @@ impl Document {
         let pieces = self.tokens.chunks(length).zip(self.weights.chunks(length));
         pieces
             .map(|(tokens, weights)| {
-                let mut piece = Self { tokens: tokens.to_vec(), weights: weights.to_vec() };
+                let (tokens, weights) = (tokens.to_vec(), weights.to_vec());
+                let mut piece = Self { tokens, weights, judged: Judged::Not };
                 piece.open();
                 piece
             })
@@ -60,7 +135,22 @@ mod tests {
 
     fn document(tokens: u32) -> Document {
         let weights = (0..tokens).map(|token| f32::from(u8::from(token > 0))).collect();
-        Document { tokens: (0..tokens).collect(), weights }
+        Document { tokens: (0..tokens).collect(), weights, judged: Judged::Not }
+    }
+
+    #[test]
+    fn a_preference_is_two_conversations_in_one() {
+        let pair = Document::preferred([document(3), document(2)]);
+        assert_eq!(
+            (pair.tokens.as_slice(), pair.trained_tokens()),
+            ([0, 1, 2, 0, 1].as_slice(), 3)
+        );
+        let parts: Vec<_> = pair.parts().collect();
+        let expected = [(0..3, Some(Verdict::Chosen)), (3..5, Some(Verdict::Rejected))];
+        assert_eq!((parts.as_slice(), pair.longest()), (expected.as_slice(), 3));
+        let alone: Vec<_> = document(3).labelled(false).parts().collect();
+        assert_eq!(alone, [(0..3, Some(Verdict::Rejected))]);
+        assert_eq!(document(3).parts().collect::<Vec<_>>(), [(0..3, None)]);
     }
 
     #[test]

@@ -127,9 +127,9 @@ pub enum ChatError {
     /// A text has to end with a token that the model does not have.
     #[error("the base model has no `eos_token` to end a text with")]
     NoEos,
-    /// Two conversations in the place of one.
-    #[error("a preference is two conversations, and one is to be learned")]
-    Preference,
+    /// Likelihoods have no weights.
+    #[error("a turn of an answer that is judged has a weight of its own")]
+    WeightedAnswer,
     /// There is nothing from which to generate.
     #[error("the chat template makes nothing of the conversation")]
     EmptyPrompt,
@@ -179,7 +179,7 @@ impl Diagnose for ChatError {
             Self::NoTurns => "use `train_on: all`, or a format with turns",
             Self::EmptyText => "remove the row",
             Self::NoEos => "name `eos_token` in `tokenizer_config.json`",
-            Self::Preference => "use a method that learns from preferences, or another format",
+            Self::WeightedAnswer => "leave `weight` out, or make it 0 or 1",
             Self::EmptyPrompt => "let the template write the messages and open the answer",
             Self::Tokenize => "check that `tokenizer.json` belongs to this model",
         };

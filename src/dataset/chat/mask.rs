@@ -98,7 +98,7 @@ impl ChatEncoder {
         };
         let mut weights = vec![0.0; tokens.ids.len()];
         self.fill(&mut weights, &tokens.ids, &learned, mask.end_of_turn);
-        Ok(Document { tokens: tokens.ids, weights })
+        Ok(Document { tokens: tokens.ids, weights, ..Document::default() })
     }
 
     /// The same where every token is learned: turns are looked for because of their ends, and
@@ -112,7 +112,7 @@ impl ChatEncoder {
         mask: LossMask,
     ) -> Result<Document, ChatError> {
         let weights = vec![1.0; tokens.ids.len()];
-        let mut document = Document { tokens: tokens.ids, weights };
+        let mut document = Document { tokens: tokens.ids, weights, ..Document::default() };
         self.forget_padding(&mut document);
         let tokens = Tokens { ids: document.tokens, offsets: tokens.offsets };
         let mut learned = Vec::new();

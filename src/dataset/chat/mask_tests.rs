@@ -203,14 +203,29 @@ fn a_base_without_a_template_takes_texts_and_refuses_conversations() {
 fn a_preference_is_two_documents() {
     let (chosen, rejected) =
         (chat(&["user: a", "assistant: b"]), chat(&["user: a", "assistant: c"]));
-    let both = encoder().encode_pair([&chosen, &rejected], TrainOn::Last).unwrap();
-    check(Ok(both[0].clone()), "<U/a./A/[b.]/");
-    check(Ok(both[1].clone()), "<U/a./A/[c.]/");
     let pair = Sample::Preference { chosen, rejected: rejected.clone() };
-    let refused = encoder().encode_sample(&pair, TrainOn::Last);
-    assert!(matches!(refused, Err(ChatError::Preference)), "{refused:?}");
+    let both = encoder().encode_sample(&pair, TrainOn::Last).unwrap();
+    let parts: Vec<_> = both.parts().collect();
+    assert_eq!(
+        parts.iter().map(|(_, verdict)| *verdict).collect::<Vec<_>>(),
+        [Some(Verdict::Chosen), Some(Verdict::Rejected)]
+    );
+    check(Ok(both), "<U/a./A/[b.]/<U/a./A/[c.]/");
     let labelled = Sample::Labelled { conversation: rejected, desirable: false };
-    assert_eq!(encoder().encode_sample(&labelled, TrainOn::Last).unwrap(), both[1]);
+    let alone = encoder().encode_sample(&labelled, TrainOn::Last).unwrap();
+    assert_eq!(alone.judged, Judged::Alone(Verdict::Rejected));
+    check(Ok(alone), "<U/a./A/[c.]/");
+}
+
+#[test]
+fn answers_that_are_judged_have_no_weights() {
+    let weighted = |answer: &str| {
+        let conversation = chat(&["user: a", answer]);
+        let sample = Sample::Labelled { conversation, desirable: true };
+        encoder().encode_sample(&sample, TrainOn::Completion)
+    };
+    assert!(weighted("1 assistant: b").is_ok());
+    assert!(matches!(weighted("0.5 assistant: b"), Err(ChatError::WeightedAnswer)));
 }
 
 /// Marks words and ends of the assistant, and nothing else.

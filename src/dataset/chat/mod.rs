@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use tokenizers::Tokenizer;
 
 pub use super::conversation::{Conversation, Message};
-pub use document::Document;
+pub use document::{Document, Judged, Verdict};
 pub use error::ChatError;
 
 use self::mask::{Found, Wanted};
@@ -170,8 +170,7 @@ impl ChatEncoder {
         self.encode_conversation(&conversation.into(), mask.into())
     }
 
-    /// Tokenises what a row holds, with its mask. A preference is two documents:
-    /// [`ChatEncoder::encode_pair`].
+    /// Tokenises what a row holds, with its mask and what is thought of it.
     pub fn encode_sample(
         &self,
         sample: &Sample,
@@ -179,25 +178,33 @@ impl ChatEncoder {
     ) -> Result<Document, ChatError> {
         let mask = mask.into();
         match sample {
-            Sample::Conversation(conversation) | Sample::Labelled { conversation, .. } => {
-                self.encode_conversation(conversation, mask)
+            Sample::Conversation(conversation) => self.encode_conversation(conversation, mask),
+            Sample::Labelled { conversation, desirable } => {
+                Ok(self.encode_answer(conversation, mask)?.labelled(*desirable))
+            }
+            Sample::Preference { chosen, rejected } => {
+                let chosen = self.encode_answer(chosen, mask)?;
+                Ok(Document::preferred([chosen, self.encode_answer(rejected, mask)?]))
             }
             Sample::Text(text) => self.encode_text(text, mask),
             Sample::Completion { prompt, completion } => {
                 self.encode_completion(prompt, completion, mask)
             }
-            Sample::Preference { .. } => Err(ChatError::Preference),
         }
     }
 
-    /// Tokenises both conversations of a preference, the better one first.
-    pub fn encode_pair(
+    /// Tokenises a conversation that is judged: what is asked of it is how likely it is, and no
+    /// token of that counts more than another.
+    fn encode_answer(
         &self,
-        [chosen, rejected]: [&Conversation; 2],
-        mask: impl Into<LossMask>,
-    ) -> Result<[Document; 2], ChatError> {
-        let mask = mask.into();
-        Ok([self.encode_conversation(chosen, mask)?, self.encode_conversation(rejected, mask)?])
+        conversation: &Conversation,
+        mask: LossMask,
+    ) -> Result<Document, ChatError> {
+        let document = self.encode_conversation(conversation, mask)?;
+        match document.weights.iter().all(|weight| *weight == 0.0 || *weight == 1.0) {
+            true => Ok(document),
+            false => Err(ChatError::WeightedAnswer),
+        }
     }
 
     fn encode_conversation(
@@ -246,8 +253,9 @@ impl ChatEncoder {
     /// Tokens that ask the assistant for its next turn, at least one.
     pub fn prompt(&self, conversation: impl Into<Conversation>) -> Result<Vec<u32>, ChatError> {
         let text = self.render(conversation, true)?;
-        let mut prompt = Document { tokens: self.tokens(&text)?.ids, weights: Vec::new() };
-        prompt.weights.resize(prompt.tokens.len(), 0.0);
+        let tokens = self.tokens(&text)?.ids;
+        let weights = vec![0.0; tokens.len()];
+        let mut prompt = Document { tokens, weights, ..Document::default() };
         self.keep_one_bos(&mut prompt);
         let tokens = prompt.tokens;
         if tokens.is_empty() { Err(ChatError::EmptyPrompt) } else { Ok(tokens) }

@@ -53,7 +53,7 @@ mod tests {
     /// 10 tokens, of which those from 6 on are trained.
     fn document() -> Document {
         let weights = (0..10).map(|token| f32::from(u8::from(token >= 6))).collect();
-        Document { tokens: (0..10).collect(), weights }
+        Document { tokens: (0..10).collect(), weights, ..Document::default() }
     }
 
     #[test]

@@ -7,9 +7,11 @@
 //!
 //! `order` has the permutations, `strand` the walk through row groups, `tokens` what becomes
 //! of their rows, `mixture` which source comes next, `steps` and `pack` windows and steps;
-//! `lengths` lets the survey count steps with the same code.
+//! `lengths` lets the survey count steps with the same code; `mismatch` has what KTO asks of a
+//! step beside its rows.
 
 mod lengths;
+mod mismatch;
 mod mixture;
 mod order;
 mod pack;
@@ -21,6 +23,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 
+pub use self::mismatch::mismatched;
 pub use self::mixture::{Cursor, Place};
 pub use self::steps::Position;
 pub use self::tokens::Record;
@@ -37,7 +40,8 @@ use self::steps::Windows;
 use self::strand::Chunk;
 use self::tokens::Owned;
 use super::batch::RowFile;
-use super::chat::ChatEncoder;
+pub use super::chat::Verdict;
+use super::chat::{ChatEncoder, Document};
 use super::error::DatasetError;
 pub use super::spec::{Spec, SplitFile};
 
@@ -57,9 +61,38 @@ pub struct MicroBatch {
     pub weights: Vec<f32>,
     /// Length of each document; sums to `n`.
     pub lengths: Vec<u32>,
+    /// What is thought of each document; none where they are to be learned. The better and the
+    /// worse answer of a preference follow each other.
+    pub verdicts: Vec<Verdict>,
+    /// For documents that are judged one by one, each once more with another's answer
+    /// ([`mismatched`]).
+    pub mismatched: Vec<Self>,
 }
 
 impl MicroBatch {
+    /// Adds what a row holds.
+    pub fn push(&mut self, document: &Document) {
+        for (part, verdict) in document.parts() {
+            self.lengths.push(part.len() as u32);
+            self.verdicts.extend(verdict);
+        }
+        self.tokens.extend(&document.tokens);
+        self.weights.extend(&document.weights);
+    }
+
+    /// Adds a row with another's answer, in forward passes of at most so many tokens.
+    pub fn push_mismatched(&mut self, document: &Document, most: usize) {
+        let length = document.tokens.len();
+        match self.mismatched.last_mut() {
+            Some(last) if last.tokens.len() + length <= most => last.push(document),
+            _ => {
+                let mut batch = Self::default();
+                batch.push(document);
+                self.mismatched.push(batch);
+            }
+        }
+    }
+
     /// Tokens that carry loss.
     pub fn trained_tokens(&self) -> u64 {
         self.weights.iter().filter(|weight| **weight > 0.0).count() as u64
@@ -108,6 +141,7 @@ pub struct Stream {
     steps: Steps<Owned>,
     refused: Option<Refused>,
     share: Share,
+    sequence_length: usize,
     micro_batch_tokens: usize,
     over: bool,
 }
@@ -155,11 +189,12 @@ impl Stream {
         share: Share,
         pool: Pool,
     ) -> Result<Self, DatasetError> {
-        let (shape, micro_batch_tokens) = (Shape::of(&spec), spec.micro_batch_tokens);
+        let Spec { sequence_length, micro_batch_tokens, .. } = spec;
+        let shape = Shape::of(&spec);
         let strands = strands(&Arc::new(spec), &encoder)?;
         let open = opener(&shape, strands, move |walk| ahead(walk, &pool));
         let steps = Steps::new(shape, open, &from)?;
-        Ok(Self { steps, refused: None, share, micro_batch_tokens, over: false })
+        Ok(Self { steps, refused: None, share, sequence_length, micro_batch_tokens, over: false })
     }
 
     /// Asks of every document, as its step is made, whether it may still be used. Leaving one
@@ -178,6 +213,12 @@ impl Stream {
                 window.retain(|owned| !refused(&owned.record));
             }
         }
+        // Of the whole step, whatever process takes which part of it.
+        let documents = windows.iter().flatten().map(|owned| &owned.document);
+        let mut mismatched = mismatched(documents, self.sequence_length).into_iter();
+        for owned in windows.iter_mut().flatten() {
+            owned.mismatched = mismatched.next();
+        }
         let Share { rank, world_size } = self.share;
         let mine = windows.into_iter().enumerate();
         let mine = mine.filter(|(index, _)| index % world_size.max(1) == rank);
@@ -187,7 +228,8 @@ impl Stream {
         let lengths: Vec<usize> = windows.iter().map(tokens).collect();
         let mut windows = windows.into_iter();
         let batches = pack::micro_batches(&lengths, self.micro_batch_tokens).into_iter();
-        let batches = batches.map(|range| micro_batch(windows.by_ref().take(range.len())));
+        let most = self.micro_batch_tokens;
+        let batches = batches.map(|range| micro_batch(windows.by_ref().take(range.len()), most));
         Step { micro_batches: batches.collect(), epoch, ends_epoch, position }
     }
 }
@@ -205,12 +247,13 @@ impl Iterator for Stream {
     }
 }
 
-fn micro_batch(windows: impl Iterator<Item = Vec<Owned>>) -> MicroBatch {
+fn micro_batch(windows: impl Iterator<Item = Vec<Owned>>, most: usize) -> MicroBatch {
     let mut batch = MicroBatch::default();
-    for Owned { document, .. } in windows.flatten() {
-        batch.lengths.push(document.tokens.len() as u32);
-        batch.tokens.extend(document.tokens);
-        batch.weights.extend(document.weights);
+    for Owned { document, mismatched, .. } in windows.flatten() {
+        batch.push(&document);
+        if let Some(mismatched) = mismatched {
+            batch.push_mismatched(&mismatched, most);
+        }
     }
     batch
 }

@@ -33,6 +33,8 @@ pub struct Record {
 pub(in crate::dataset) struct Owned {
     pub(in crate::dataset) document: Document,
     pub(in crate::dataset) record: Record,
+    /// The document with another's answer, where the step it is in asks for that.
+    pub(in crate::dataset) mismatched: Option<Document>,
 }
 
 impl Piece for Owned {
@@ -102,7 +104,7 @@ impl Rows for Tokens {
                 subject: batch.subject(row).copied(),
             };
             let fate = training_row(&self.spec, &self.encoder, batch, row)?;
-            Ok(fate.map(|document| Owned { document, record: record() }))
+            Ok(fate.map(|document| Owned { document, record: record(), mismatched: None }))
         };
         rows.to_vec().into_par_iter().map(fate).collect()
     }

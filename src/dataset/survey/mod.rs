@@ -218,7 +218,7 @@ impl Look<'_> {
         batch: &Batch,
         row: usize,
     ) -> Result<(), DatasetError> {
-        let (tokens, positions) = (document.tokens.len(), self.positions);
+        let (tokens, positions) = (document.longest(), self.positions);
         if tokens.saturating_add(answer) <= positions {
             return Ok(());
         }
