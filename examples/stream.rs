@@ -165,7 +165,7 @@ fn position(spec: &Spec, row: u64) -> Result<Position, Box<dyn std::error::Error
 /// The sum of the digests of all documents.
 fn digest(steps: &[Step]) -> String {
     let mut sum = 0_u128;
-    for MicroBatch { tokens, weights, lengths } in steps.iter().flat_map(|s| &s.micro_batches) {
+    for MicroBatch { tokens, weights, lengths, .. } in steps.iter().flat_map(|s| &s.micro_batches) {
         let (mut tokens, mut weights) = (tokens.iter(), weights.iter());
         for length in lengths.iter().map(|length| *length as usize) {
             let mut digest = Sha256::new();

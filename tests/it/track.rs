@@ -65,6 +65,7 @@ fn lines(step: u64) -> Vec<Value> {
         trained_tokens: 40,
         tokens_per_second: 1000.0,
         seconds: step as f64 / 8.0,
+        figures: [("rewards/margins".to_owned(), step as f64)].into(),
     };
     let seconds = metrics.seconds;
     let mut lines = vec![serde_json::to_value(&metrics).unwrap()];
@@ -87,6 +88,7 @@ fn lines(step: u64) -> Vec<Value> {
             validation_loss: 2.5,
             validation_tokens: 9,
             seconds,
+            figures: [("validation_rewards/margins".to_owned(), 0.5)].into(),
         };
         lines.push(serde_json::to_value(validation).unwrap());
     }

@@ -92,7 +92,12 @@ fn gradients_of_all_weights_are_the_same_bits_in_every_family() {
 /// Of six experts, two tokens choose four at most: the others have no gradient.
 #[test]
 fn experts_that_no_token_chose_do_not_move() {
-    let batch = MicroBatch { tokens: vec![3, 5], weights: vec![0.0, 1.0], lengths: vec![2] };
+    let batch = MicroBatch {
+        tokens: vec![3, 5],
+        weights: vec![0.0, 1.0],
+        lengths: vec![2],
+        ..MicroBatch::default()
+    };
     let (mut model, parameters) = full("families/qwen3_moe", Kind::Float);
     for how in [ActivationCheckpointing::None, ActivationCheckpointing::Block] {
         model.checkpointing = how;

@@ -157,6 +157,7 @@ impl Case {
                 tokens: all.tokens[start..end].to_vec(),
                 weights: all.weights[start..end].to_vec(),
                 lengths: vec![*length],
+                ..MicroBatch::default()
             });
             start = end;
         }

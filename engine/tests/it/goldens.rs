@@ -1,6 +1,7 @@
 //! Our numbers against those of Transformers and PEFT; see `tests/fixtures/README.md`.
 
 use heirloom::base::BaseFolder;
+use heirloom::dataset::stream::MicroBatch;
 use heirloom::recipe::{self, Adamw, Dtype};
 use heirloom_engine::adapter::peft;
 use heirloom_engine::model::Decoder;
@@ -193,10 +194,11 @@ fn one_batch_and_many_give_the_same_gradient() {
     let mut start = 0;
     for length in &batch.lengths {
         let end = start + *length as usize;
-        let alone = heirloom::dataset::stream::MicroBatch {
+        let alone = MicroBatch {
             tokens: batch.tokens[start..end].to_vec(),
             weights: batch.weights[start..end].to_vec(),
             lengths: vec![*length],
+            ..MicroBatch::default()
         };
         let sum = loss::nll_sum(&model, &alone, true).unwrap().unwrap();
         parameters.add_gradient(&(sum / batch.trained_tokens() as f64), &apart).unwrap();
@@ -218,10 +220,11 @@ fn cached_greedy_decoding_equals_running_everything_again() {
         let mut tokens = prompt.clone();
         let mut expected = Vec::new();
         while expected.len() < 12 {
-            let batch = heirloom::dataset::stream::MicroBatch {
+            let batch = MicroBatch {
                 weights: vec![0.0; tokens.len()],
                 lengths: vec![tokens.len() as u32],
                 tokens: tokens.clone(),
+                ..MicroBatch::default()
             };
             let all = tch::no_grad(|| logits(&model, &batch));
             let next = all.get(-1).argmax(-1, false).int64_value(&[]) as u32;

@@ -34,7 +34,7 @@ fn batch(seed: u64) -> MicroBatch {
     let tokens: Vec<u32> =
         (0..48).map(|place| ((seed * 31 + place * place) % 900) as u32).collect();
     let weights = (0..48).map(|place| f32::from(u8::from(place > 0))).collect();
-    MicroBatch { tokens, weights, lengths: vec![48] }
+    MicroBatch { tokens, weights, lengths: vec![48], ..MicroBatch::default() }
 }
 
 fn step(number: u64) -> Step {

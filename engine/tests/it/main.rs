@@ -16,6 +16,7 @@ mod goldens;
 mod guard;
 mod optimizers;
 mod perplexity;
+mod preference;
 mod quantised;
 mod runs;
 mod support;

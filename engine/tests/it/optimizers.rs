@@ -297,7 +297,8 @@ impl Course {
         let steps = (done..Self::STEPS).map(|number| {
             let tokens = (0..24).map(|place| (place * 7 + number as u32 * 5) % 97).collect();
             let weights = (0..24).map(|place| f32::from(u8::from(place % 12 > 2))).collect();
-            let batch = MicroBatch { tokens, weights, lengths: vec![12, 12] };
+            let batch =
+                MicroBatch { tokens, weights, lengths: vec![12, 12], ..MicroBatch::default() };
             let position = Position::default();
             Ok::<_, EngineError>(Step {
                 micro_batches: vec![batch],

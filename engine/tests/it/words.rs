@@ -111,6 +111,7 @@ fn prompt_logits(model: &Decoder, folder: &Path) -> (Vec<u32>, Tensor) {
         weights: vec![0.0; ids.len()],
         lengths: vec![ids.len() as u32],
         tokens: ids.clone(),
+        ..MicroBatch::default()
     };
     (ids, tch::no_grad(|| logits(model, &batch)))
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use heirloom::recipe;
 use heirloom::run::{EvalReport, RunFolder, Sample, Scores, Summary};
-use heirloom::track::{Cause, Event, Happened, StepMetrics, ValidationMetrics};
+use heirloom::track::{Cause, Event, FIGURES, Happened, StepMetrics, ValidationMetrics};
 use serde_json::Value;
 
 use super::{fenced, read};
@@ -92,6 +92,16 @@ fn the_recipe_reference_has_every_key_with_its_default() {
     let schedules = ["constant", "linear", "cosine_with_restarts", "warmup_stable_decay"];
     let schedules = schedules.map(schedule).into_iter().chain([schedule("inverse_sqrt")]);
     let sets = others.into_iter().chain(schedules).map(|set| vec![set]);
+    let objectives = ["dpo", "orpo", "kto", "simpo"];
+    let format = |word| if word == "kto" { "kto" } else { "preference" };
+    let objective = |word| {
+        let mut sets = vec![format!("objective={{{word}: {{}}}}")];
+        sets.push("data.train_on=completion".to_owned());
+        let lists = ["train", "validation"].into_iter();
+        sets.extend(lists.map(|list| format!("data.{list}[0].format={}", format(word))));
+        sets
+    };
+    let sets = sets.chain(objectives.map(objective));
     let groups = "train.param_groups=[{params: [lora_B]}]".to_owned();
     for sets in sets.chain([vec![muon.to_owned(), "adapter=full".to_owned()], vec![groups]]) {
         let literal = recipe::read::parse(path, &example, &sets).unwrap();
@@ -164,6 +174,7 @@ fn the_reference_of_metrics_has_every_field() {
         trained_tokens: 0,
         tokens_per_second: 0.0,
         seconds: 0.0,
+        figures: FIGURES.map(|name| (name.to_owned(), 0.0)).into(),
     };
     let validation = ValidationMetrics {
         step: 0,
@@ -171,6 +182,7 @@ fn the_reference_of_metrics_has_every_field() {
         validation_loss: 0.0,
         validation_tokens: 0,
         seconds: 0.0,
+        figures: [].into(),
     };
     let event = Event {
         step: 0,
@@ -203,6 +215,7 @@ fn the_reference_of_metrics_has_every_field() {
     let documented: Vec<&str> =
         rows(&reference, "| field |").iter().flat_map(|row| quoted(row[0])).collect();
     assert_eq!(documented, expected);
+    assert!(reference.contains("`validation_rewards/margins`"));
     let sample = Sample {
         record_id: String::new(),
         prompt: String::new(),
