@@ -7,13 +7,13 @@ use heirloom::dataset::describe;
 use sha2::{Digest, Sha256};
 
 use crate::orders::{self, Split};
-use crate::parquet_out::{self, Row};
+use crate::parquet_out::{self, Row, Said};
 use crate::words::Rng;
 
 /// Seed of the data set; each split is a stream of its own.
 const SEED: u64 = 0x7408_AE5E;
 const TRAIN_FILES: usize = 3;
-const ROWS_PER_GROUP: usize = 250;
+pub(crate) const ROWS_PER_GROUP: usize = 250;
 /// Usable rows of each split.
 const TRAIN_ROWS: usize = 2600;
 const VALIDATION_ROWS: usize = 200;
@@ -22,7 +22,7 @@ const TEST_ROWS: usize = 300;
 const REFUSED_TRAIN_ROWS: usize = 12;
 /// The family name of everyone whose row must be refused: where it turns up, a row got past
 /// the gate.
-const REFUSED_NAME: &str = "Nevermore";
+pub(crate) const REFUSED_NAME: &str = "Nevermore";
 
 /// Microseconds since 1970 of 2025-03-01, 2099-01-01, 2021-01-01 and 2025-09-01, all UTC.
 const GIVEN_AT: i64 = 1_740_787_200_000_000;
@@ -87,14 +87,14 @@ fn rows(split: Split, used: usize, refused: usize) -> Vec<Row> {
     let mut rows: Vec<Row> = (0..used)
         .map(|_| {
             let chat = orders::chat(&mut rng, split);
-            consenting(&mut rng, chat)
+            consenting(&mut rng, Said::Chat(chat))
         })
         .collect();
     for refuse in REFUSALS {
         for _ in 0..refused {
             let first = orders::HOUSE.name(&mut rng, 9);
             let chat = orders::chat_of(&mut rng, split, &format!("{first} {REFUSED_NAME}"));
-            let mut row = consenting(&mut rng, chat);
+            let mut row = consenting(&mut rng, Said::Chat(chat));
             refuse(&mut row);
             rows.push(row);
         }
@@ -104,10 +104,10 @@ fn rows(split: Split, used: usize, refused: usize) -> Vec<Row> {
 }
 
 /// A row whose subject agreed to everything that this project does.
-fn consenting(rng: &mut Rng, messages: Vec<crate::Turn>) -> Row {
+pub(crate) fn consenting(rng: &mut Rng, said: Said) -> Row {
     Row {
         record_id: uuid(rng),
-        messages,
+        said,
         subject_ref: Some(subject(rng.next())),
         basis: Some("consent".to_owned()),
         status: Some(if rng.percent(90) { "given" } else { "renewed" }.to_owned()),
@@ -123,7 +123,7 @@ fn consenting(rng: &mut Rng, messages: Vec<crate::Turn>) -> Row {
 }
 
 /// Every way in which a row may not be used.
-const REFUSALS: &[fn(&mut Row)] = &[
+pub(crate) const REFUSALS: &[fn(&mut Row)] = &[
     |row| {
         row.status = Some("withdrawn".to_owned());
         row.withdrawn_at = Some(WITHDRAWN_AT);
@@ -177,7 +177,7 @@ fn subject(person: u64) -> [u8; 32] {
 }
 
 /// What the data set says of itself, keys in the order of JCS (RFC 8785).
-fn footer() -> serde_json::Value {
+pub(crate) fn footer() -> serde_json::Value {
     serde_json::json!({
         "controller": "Thornmere Seeds (fictional)",
         "dataset_id": "urn:uuid:5d1c4a64-0f3b-8b0e-8a53-6f3f0f7f2a02",

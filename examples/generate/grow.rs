@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::Turn;
 use crate::general::{self, Lesson};
-use crate::parquet_out::{self, Row};
+use crate::parquet_out::{self, Row, Said};
 use crate::words::Rng;
 
 /// Seed of the data set; each file is a stream of its own.
@@ -61,7 +61,7 @@ fn rows(stream: u64, count: usize, lesson: impl Fn(usize) -> Lesson) -> Vec<Row>
 fn row(stream: u64, index: usize, messages: Vec<Turn>) -> Row {
     Row {
         record_id: format!("{stream:02}-{index:06}"),
-        messages,
+        said: Said::Chat(messages),
         subject_ref: None,
         basis: Some("not_personal_data".to_owned()),
         status: Some("not_applicable".to_owned()),

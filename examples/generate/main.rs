@@ -4,6 +4,7 @@
 //! cargo run --release --example generate -- grow        # data/grow: general chats, for growing
 //! cargo run --release --example generate -- tokenizer   # data/seedling: all but the weights
 //! cargo run --release --example generate -- catalogue   # data/catalogue: the domain
+//! cargo run --release --example generate -- preference  # data/preference: answers that are judged
 //! ```
 //!
 //! Everything comes from fixed seeds: the same command writes the same bytes. The folder
@@ -13,6 +14,7 @@ mod catalogue;
 mod forms;
 mod general;
 mod grow;
+mod judged;
 mod orders;
 mod parquet_out;
 mod scenes;
@@ -50,6 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "grow" => grow::write(&data.join("grow")),
         "tokenizer" => tokenizer::write(&data.join("seedling")),
         "catalogue" => catalogue::write(&data.join("catalogue")),
-        _ => Err("say what to generate: `grow`, `tokenizer` or `catalogue`".into()),
+        "preference" => judged::write(&data.join("preference")),
+        _ => Err("say what to generate: `grow`, `tokenizer`, `catalogue` or `preference`".into()),
     }
 }

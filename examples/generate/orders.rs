@@ -87,21 +87,59 @@ fn ware(rng: &mut Rng, split: Split) -> (String, String) {
 
 /// A customer's message and the house's line.
 pub(crate) fn chat(rng: &mut Rng, split: Split) -> Vec<Turn> {
-    let mut customer = name(rng, split);
-    if rng.percent(50) {
-        customer = format!("{customer} {}", name(rng, split));
-    }
-    chat_of(rng, split, &customer)
+    turns(letter(rng, split))
 }
 
 /// [`chat`] of a customer whose name is given.
 pub(crate) fn chat_of(rng: &mut Rng, split: Split, customer: &str) -> Vec<Turn> {
-    let (told, line) = match rng.below(10) {
+    turns(letter_of(rng, split, customer))
+}
+
+fn turns((told, line): (String, String)) -> Vec<Turn> {
+    vec![user(told), assistant(line)]
+}
+
+/// What a customer writes, and the house's line.
+pub(crate) fn letter(rng: &mut Rng, split: Split) -> (String, String) {
+    let mut customer = name(rng, split);
+    if rng.percent(50) {
+        customer = format!("{customer} {}", name(rng, split));
+    }
+    letter_of(rng, split, &customer)
+}
+
+/// [`letter`] of a customer whose name is given.
+pub(crate) fn letter_of(rng: &mut Rng, split: Split, customer: &str) -> (String, String) {
+    match rng.below(10) {
         0..6 => order(rng, split, customer),
         6..8 => question(rng, split, customer),
         _ => change(rng, customer),
-    };
-    vec![user(told), assistant(line)]
+    }
+}
+
+/// What stands in a line by mistake in the place of a word; nothing where there is no such
+/// mistake.
+pub(crate) fn slip(rng: &mut Rng, word: &str) -> Option<String> {
+    let others = |words: Vec<String>| words.contains(&word.to_owned()).then_some(words);
+    let months = || MONTHS.iter().map(|month| month[..3].to_lowercase()).collect();
+    let known = [
+        others(["so", "sq", "sc"].map(str::to_owned).into()),
+        others(["price", "stock", "sow"].map(str::to_owned).into()),
+        others(["cancel", "trace"].map(str::to_owned).into()),
+        others(SIZES.iter().map(|(_, code)| (*code).to_owned()).collect()),
+        others(CROPS.iter().map(|(_, code)| (*code).to_owned()).collect()),
+        others(months()),
+    ];
+    if let Some(words) = known.into_iter().flatten().next() {
+        return words.get(rng.below(words.len())).filter(|other| *other != word).cloned();
+    }
+    if let Ok(number) = word.parse::<usize>() {
+        let other = if rng.percent(50) { number + 1 } else { number.saturating_sub(1) };
+        return Some(other.to_string());
+    }
+    // A name without its last letter.
+    let named = word.starts_with(|letter: char| letter.is_ascii_uppercase()) && word.len() > 2;
+    named.then(|| word[..word.len() - 1].to_owned())
 }
 
 fn order(rng: &mut Rng, split: Split, customer: &str) -> (String, String) {

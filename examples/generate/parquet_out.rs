@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, FixedSizeBinaryBuilder, ListBuilder, RecordBatch, StringBuilder, StructBuilder,
-    TimestampMicrosecondArray,
+    ArrayRef, BooleanArray, FixedSizeBinaryBuilder, ListBuilder, RecordBatch, StringBuilder,
+    StructBuilder, TimestampMicrosecondArray,
 };
 use arrow::datatypes::{DataType, Field, Fields, Schema, TimeUnit};
 use parquet::arrow::ArrowWriter;
@@ -28,11 +28,22 @@ const ZSTD_LEVEL: i32 = 9;
 /// Width of a keyed digest.
 const DIGEST: i32 = 32;
 
-/// A row: a chat, and what its subject agreed to. `None` is null in the file.
+/// What a row says. All rows of a file are of one kind.
+#[derive(Clone, Debug)]
+pub(crate) enum Said {
+    /// `messages`.
+    Chat(Vec<Turn>),
+    /// `prompt`, `chosen` and `rejected`.
+    Pair { prompt: String, chosen: String, rejected: String },
+    /// `prompt`, `completion` and `label`.
+    Labelled { prompt: String, completion: String, label: bool },
+}
+
+/// A row: what is said, and what its subject agreed to. `None` is null in the file.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) record_id: String,
-    pub(crate) messages: Vec<Turn>,
+    pub(crate) said: Said,
     pub(crate) subject_ref: Option<[u8; DIGEST as usize]>,
     pub(crate) basis: Option<String>,
     pub(crate) status: Option<String>,
@@ -64,7 +75,7 @@ pub(crate) fn write(
             serde_json::to_string(footer)?,
         )]))
         .build();
-    let schema = Arc::new(schema());
+    let schema = Arc::new(schema(rows));
     let mut bytes = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut bytes, Arc::clone(&schema), Some(properties))?;
     for rows in rows.chunks(group) {
@@ -91,15 +102,24 @@ fn text_item() -> Field {
 }
 
 /// The columns, in the order of the file.
-fn schema() -> Schema {
+fn schema(rows: &[Row]) -> Schema {
     let text = |name: &str, null| Field::new(name, DataType::Utf8, null);
     let texts = |name: &str| Field::new(name, DataType::List(Arc::new(text_item())), true);
     let instant = |name: &str| {
         Field::new(name, DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true)
     };
-    Schema::new(vec![
-        text("record_id", false),
-        Field::new("messages", DataType::List(Arc::new(message_item())), false),
+    let said = match rows.first().map(|row| &row.said) {
+        Some(Said::Pair { .. }) => {
+            vec![text("prompt", false), text("chosen", false), text("rejected", false)]
+        }
+        Some(Said::Labelled { .. }) => vec![
+            text("prompt", false),
+            text("completion", false),
+            Field::new("label", DataType::Boolean, false),
+        ],
+        _ => vec![Field::new("messages", DataType::List(Arc::new(message_item())), false)],
+    };
+    let consent = vec![
         Field::new("subject_ref", DataType::FixedSizeBinary(DIGEST), true),
         text("consent_basis", true),
         text("consent_status", true),
@@ -112,7 +132,8 @@ fn schema() -> Schema {
         text("source_id", false),
         text("license", false),
         text("model_generated", true),
-    ])
+    ];
+    Schema::new([vec![text("record_id", false)], said, consent].concat())
 }
 
 fn columns(rows: &[Row]) -> Result<Vec<ArrayRef>, Box<dyn Error>> {
@@ -123,9 +144,20 @@ fn columns(rows: &[Row]) -> Result<Vec<ArrayRef>, Box<dyn Error>> {
             None => subjects.append_null(),
         }
     }
-    Ok(vec![
-        texts(rows, |row| Some(&row.record_id)),
-        messages(rows),
+    let said = match rows.first().map(|row| &row.said) {
+        Some(Said::Pair { .. }) => vec![
+            texts(rows, |row| row.said.prompt()),
+            texts(rows, |row| row.said.pair().map(|(chosen, _)| chosen)),
+            texts(rows, |row| row.said.pair().map(|(_, rejected)| rejected)),
+        ],
+        Some(Said::Labelled { .. }) => vec![
+            texts(rows, |row| row.said.prompt()),
+            texts(rows, |row| row.said.labelled().map(|(completion, _)| completion)),
+            labels(rows),
+        ],
+        _ => vec![messages(rows)],
+    };
+    let consent: Vec<ArrayRef> = vec![
         Arc::new(subjects.finish()),
         texts(rows, |row| row.basis.as_deref()),
         texts(rows, |row| row.status.as_deref()),
@@ -139,7 +171,37 @@ fn columns(rows: &[Row]) -> Result<Vec<ArrayRef>, Box<dyn Error>> {
         texts(rows, |row| Some(row.license)),
         // A rule wrote every row, no model did.
         texts(rows, |_| None),
-    ])
+    ];
+    Ok([vec![texts(rows, |row| Some(&row.record_id))], said, consent].concat())
+}
+
+impl Said {
+    /// The turns of a chat.
+    pub(crate) fn turns(self) -> Vec<Turn> {
+        if let Self::Chat(turns) = self { turns } else { Vec::new() }
+    }
+
+    fn prompt(&self) -> Option<&str> {
+        match self {
+            Self::Chat(_) => None,
+            Self::Pair { prompt, .. } | Self::Labelled { prompt, .. } => Some(prompt),
+        }
+    }
+
+    fn pair(&self) -> Option<(&str, &str)> {
+        let Self::Pair { chosen, rejected, .. } = self else { return None };
+        Some((chosen, rejected))
+    }
+
+    fn labelled(&self) -> Option<(&str, bool)> {
+        let Self::Labelled { completion, label, .. } = self else { return None };
+        Some((completion, *label))
+    }
+}
+
+fn labels(rows: &[Row]) -> ArrayRef {
+    let labels = rows.iter().map(|row| row.said.labelled().map(|(_, label)| label));
+    Arc::new(labels.collect::<BooleanArray>())
 }
 
 fn texts<'a>(rows: &'a [Row], value: impl Fn(&'a Row) -> Option<&'a str>) -> ArrayRef {
@@ -174,7 +236,8 @@ fn messages(rows: &[Row]) -> ArrayRef {
     let turn = StructBuilder::from_fields(message_fields(), 0);
     let mut column = ListBuilder::new(turn).with_field(message_item());
     for row in rows {
-        for turn in &row.messages {
+        let Said::Chat(turns) = &row.said else { continue };
+        for turn in turns {
             let fields = column.values();
             if let Some(role) = fields.field_builder::<StringBuilder>(0) {
                 role.append_value(turn.role);

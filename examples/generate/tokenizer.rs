@@ -82,7 +82,7 @@ fn trained() -> tokenizers::Result<Tokenizer> {
     ])));
     tokenizer.with_decoder(Some(bytes));
     let rows = grow::sample(CHATS);
-    let contents = rows.into_iter().flat_map(|row| row.messages).map(|turn| turn.content);
+    let contents = rows.into_iter().flat_map(|row| row.said.turns()).map(|turn| turn.content);
     tokenizer.train(&mut trainer, contents)?;
     Ok(tokenizer)
 }

@@ -447,3 +447,66 @@ fn words_about_bad_steps_and_trackers_are_checked() {
     let found = problems(read_text(&text, &[]));
     assert!(found[0].starts_with("r.yaml:20:23: `track[0].wandb.project`"), "{found:?}");
 }
+
+/// A recipe of preferences, and changes to it.
+fn preferring(objective: &str, format: &str, more: &[&str]) -> Result<Literal, RecipeError> {
+    let objective = format!("objective={objective}");
+    let format = format!("data.train[0].format={format}");
+    good(&[&[objective.as_str(), &format, "data.train_on=completion"], more].concat())
+}
+
+#[test]
+fn an_objective_refuses_what_it_cannot_use() {
+    for (objective, format) in
+        [("dpo", "preference"), ("orpo", "preference"), ("simpo", "preference"), ("kto", "kto")]
+    {
+        let literal = preferring(&format!("{{{objective}: {{}}}}"), format, &[]).unwrap();
+        assert_eq!(literal.recipe.objective.name(), objective);
+        let text = write(&literal.recipe).unwrap();
+        assert_eq!(read_text(&text, &[]).unwrap().recipe, literal.recipe);
+    }
+    for (objective, format, more, expected) in [
+        ("{dpo: {beta: 0}}", "preference", "", "`objective.dpo.beta` must be greater than 0"),
+        ("{orpo: {beta: 0}}", "preference", "", "`objective.orpo.beta` must be greater than 0"),
+        ("{kto: {desirable_weight: 0}}", "kto", "", "`objective.kto.desirable_weight` must be"),
+        ("{simpo: {simpo_gamma: -1}}", "preference", "", "`objective.simpo.simpo_gamma` must not"),
+        ("{dpo: {label_smoothing: 0.5}}", "preference", "", "`objective.dpo.label_smoothing` must"),
+        (
+            "{dpo: {label_smoothing: 0.1, loss_type: ipo}}",
+            "preference",
+            "",
+            "`objective.dpo.label_smoothing` has no meaning with `loss_type: ipo`",
+        ),
+        ("{dpo: {loss_type: hing}}", "preference", "", "`objective.dpo.loss_type` cannot be"),
+        ("{dpo: {gamma: 1}}", "preference", "", "unknown key `objective.dpo.gamma`"),
+        ("{dpoo: {}}", "preference", "", "`objective` cannot be `dpoo` | did you mean `dpo`?"),
+        ("{dpo: {}}", "kto", "", "`data.train[0].format` has no rows for `objective: dpo`"),
+        ("{kto: {}}", "preference", "", "`data.train[0].format` has no rows for `objective: kto`"),
+        ("supervised", "preference", "", "`data.train[0].format` holds answers that are judged"),
+        ("{dpo: {}}", "preference", "data.test[0].format=kto", "`data.test[0].format` holds"),
+        ("{dpo: {}}", "preference", "data.train_on=assistant", "`data.train_on` must be"),
+        ("{dpo: {}}", "preference", "data.overlong=truncate", "`data.overlong` cuts answers"),
+        ("{kto: {}}", "kto", "data.overlong=split", "`data.overlong` cuts answers"),
+        (
+            "{orpo: {}}",
+            "preference",
+            "train.label_smoothing_factor=0.1",
+            "`train.label_smoothing_factor` smooths what tokens",
+        ),
+        ("{dpo: {}}", "preference", "adapter=full", "`adapter` trains the base itself"),
+        ("{kto: {}}", "kto", "adapter={unfrozen_parameters: [a]}", "`adapter` trains the base"),
+        ("{kto: {}}", "kto", "adapter={from: old}", "`adapter.from` goes on from an adapter"),
+    ] {
+        let more: Vec<&str> = Some(more).filter(|set| !set.is_empty()).into_iter().collect();
+        let found = problems(preferring(objective, format, &more));
+        assert_eq!(found.len(), 1, "{objective} {more:?}: {found:?}");
+        assert!(found[0].contains(expected), "{objective} {more:?}: {found:?}");
+    }
+    // Without a reference there is nothing to compare with.
+    assert!(preferring("{orpo: {}}", "preference", &["adapter={from: old}"]).is_ok());
+    let loftq = ["adapter.lora.init_lora_weights=loftq", "base.quantization=nf4"];
+    let found = problems(preferring("{dpo: {}}", "preference", &loftq));
+    assert!(found[0].contains("`adapter.lora.init_lora_weights` is `loftq`"), "{found:?}");
+    let pissa = ["adapter.lora.init_lora_weights=pissa"];
+    assert!(preferring("{dpo: {}}", "preference", &pissa).is_ok());
+}

@@ -159,7 +159,7 @@ fn killed_at_several_moments_a_run_resumes_to_the_same_bytes() {
 }
 
 /// Methods that are killed at random moments, as changes to the recipe.
-const METHODS: [(&str, &[&str]); 9] = [
+const METHODS: [(&str, &[&str]); 13] = [
     ("lora", &[]),
     ("lora-guarded", &["--set", "train.loss_spike={factor: 1.05, window: 3, action: roll-back}"]),
     ("full", &["--set", "adapter=full", "--set", "train.checkpoint_in_background=true"]),
@@ -180,7 +180,17 @@ const METHODS: [(&str, &[&str]); 9] = [
     ),
     ("adafactor", &["--set", "train.optimizer={adafactor: {lr: 0.001}}"]),
     ("lion", &["--set", "train.optimizer={lion: {lr: 0.0001}}"]),
+    ("dpo", &["--set", "objective={dpo: {}}", "--set", PAIRS, "--set", COMPLETION]),
+    ("orpo", &["--set", "objective={orpo: {}}", "--set", PAIRS, "--set", COMPLETION]),
+    ("simpo", &["--set", "objective={simpo: {}}", "--set", PAIRS, "--set", COMPLETION]),
+    ("kto", &["--set", "objective={kto: {}}", "--set", LABELLED, "--set", COMPLETION]),
 ];
+
+/// Rows of answers that are judged.
+const PAIRS: &str = "data.train=[{path: data/preference/validation.parquet, format: preference}]";
+const LABELLED: &str =
+    "data.train=[{path: data/preference/labelled-validation.parquet, format: kto}]";
+const COMPLETION: &str = "data.train_on=completion";
 
 /// Kills of each method: one here, and as many as `HEIRLOOM_KILLS` says in `scripts/kill-nine`.
 #[test]

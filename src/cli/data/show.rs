@@ -1,7 +1,7 @@
 //! `heirloom data show`.
 
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -12,6 +12,7 @@ use super::{tokens, visible};
 use crate::cli::check::Output;
 use crate::cli::exit::ExitStatus;
 use crate::cli::printer::Printer;
+use crate::dataset::chat::Document;
 use crate::dataset::consent::{Counts, Reason};
 use crate::dataset::error::DatasetError;
 use crate::dataset::look::{Cut, Look, Place, Seen};
@@ -293,6 +294,15 @@ struct JsonRow<'a> {
     ids: &'a [u32],
     pieces: Vec<&'a str>,
     weights: &'a [f32],
+    /// What of it is judged, and how.
+    verdicts: Vec<JsonVerdict>,
+}
+
+#[derive(Serialize)]
+struct JsonVerdict {
+    verdict: &'static str,
+    /// From where to where.
+    tokens: Range<usize>,
 }
 
 impl<'a> JsonRow<'a> {
@@ -318,8 +328,14 @@ impl<'a> JsonRow<'a> {
             ids,
             pieces: ids.iter().map(|id| look.pieces().spelling(*id)).collect(),
             weights: document.map_or(&[][..], |document| &document.weights),
+            verdicts: document.into_iter().flat_map(judged).collect(),
         }
     }
+}
+
+fn judged(document: &Document) -> impl Iterator<Item = JsonVerdict> + use<> {
+    let parts = document.parts();
+    parts.filter_map(|(tokens, verdict)| Some(JsonVerdict { verdict: verdict?.name(), tokens }))
 }
 
 fn json(look: &Look, split: &Split, found: &Found) -> Result<String, serde_json::Error> {

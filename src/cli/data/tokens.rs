@@ -58,7 +58,13 @@ pub(super) fn row(look: &Look, row: &Row) -> String {
         }
         Seen::Used(_, document) => {
             let _ = write!(text, "\n{INDENT}{}", sizes(row.cut, document));
-            let _ = write!(text, "\n{INDENT}{}", tokens(look.pieces(), document, row.cut));
+            for (part, verdict) in document.parts() {
+                if let Some(verdict) = verdict {
+                    let _ = write!(text, "\n{INDENT}{}:", verdict.name().bold());
+                }
+                let part = document.part(part);
+                let _ = write!(text, "\n{INDENT}{}", tokens(look.pieces(), &part, row.cut));
+            }
         }
     }
     text

@@ -83,6 +83,13 @@ impl Document {
         parts.into_iter().flatten()
     }
 
+    /// One of [`Document::parts`], by itself.
+    pub fn part(&self, part: Range<usize>) -> Self {
+        let tokens = self.tokens.get(part.clone()).unwrap_or_default().to_vec();
+        let weights = self.weights.get(part).unwrap_or_default().to_vec();
+        Self { tokens, weights, judged: Judged::Not }
+    }
+
     /// Tokens of the longest conversation.
     pub fn longest(&self) -> usize {
         self.parts().map(|(part, _)| part.len()).max().unwrap_or_default()

@@ -334,4 +334,6 @@ fn ahead<R: Rows + 'static>(walk: Walk<R>, pool: &Pool) -> Result<Feed<R::Item>,
 #[cfg(test)]
 mod gate_tests;
 #[cfg(test)]
+mod judged_tests;
+#[cfg(test)]
 mod tests;

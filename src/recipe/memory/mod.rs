@@ -4,13 +4,14 @@
 //! fit where a run does not (`advice`). Computes with shapes alone; that the engine takes what
 //! is said here is its own affair (`engine/src/memory.rs`), and measured by `benches/memory`.
 //!
-//! The most is that of the largest of five moments:
+//! The most is that of the largest of six moments:
 //! | moment | beside runtime and weights |
 //! |---|---|
 //! | loading | the largest weight before it is packed; of full training everything twice |
 //! | loss | all activations, and the logits of a chunk |
 //! | backward | activations up to a block, and what lies beside them while it is gone through |
 //! | validation | one block's activations of as many tokens as a micro-batch has |
+//! | reference | the same, where an objective compares with the base |
 //! | answers | keys and values of the answers of a suite, and one block's activations of their prompts |
 //!
 //! With `T` tokens in the largest micro-batch, `b` bytes of the computing dtype, hidden width
@@ -98,6 +99,8 @@ pub enum Moment {
     Backward,
     /// The loss on rows that are not trained.
     Validation,
+    /// The base is asked before a step.
+    Reference,
     /// What the model answers to a suite, when it is trained.
     Answers,
 }
@@ -163,6 +166,7 @@ impl Memory {
         let frozen = base::frozen(run.architecture, &storage, |key| !adapter.trains(key));
         let prediction = Prediction { run: *run, frozen };
         let most = larger(prediction.loading(), prediction.training());
+        let most = prediction.reference().into_iter().fold(most, larger);
         let most = prediction.validation().into_iter().fold(most, larger);
         run.suites.iter().map(|suite| prediction.answers(suite)).fold(most, larger)
     }
@@ -365,12 +369,25 @@ impl Prediction<'_> {
         if self.run.held_out == 0 {
             return None;
         }
-        let rows = self.limit().max(self.window());
-        let pass = self.pass(rows.min(self.run.held_out as f64));
+        let rows = self.limit().max(self.window()).min(self.run.held_out as f64);
+        Some(self.memory(Moment::Validation, 0.0, 0.0, self.without_graph(rows)))
+    }
+
+    /// What an objective asks of the base, which is the model with its adapter switched off: a
+    /// pass of its own before that of the step, and no weights.
+    fn reference(&self) -> Option<Memory> {
+        let asked = self.run.recipe.objective.has_reference();
+        let workspace = || self.without_graph(self.rows());
+        asked.then(|| self.memory(Moment::Reference, self.trained(), 0.0, workspace()))
+    }
+
+    /// Going through all blocks, and the likelihoods of what they predict.
+    fn without_graph(&self, rows: f64) -> f64 {
+        let pass = self.pass(rows);
         let block = self.widest_block(&pass);
         let words = LOSS_ROWS.min(pass.rows) * self.run.architecture.vocab_size as f64 * pass.width;
         let loss = pass.rows(3.0 * pass.hidden) + words * if self.is_full() { 3.0 } else { 1.0 };
-        Some(self.memory(Moment::Validation, 0.0, 0.0, block.max(loss) + pass.rows * PER_TOKEN))
+        block.max(loss) + pass.rows * PER_TOKEN
     }
 
     /// What one block takes without a graph.

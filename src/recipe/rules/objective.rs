@@ -92,6 +92,9 @@ impl Check<'_> {
 
     /// Verdicts go with the objectives that have a use for them.
     fn formats(&mut self, recipe: &Recipe) {
+        if !self.means_something("objective") {
+            return;
+        }
         let data = &recipe.data;
         let wanted = recipe.objective.rows().format();
         let lists = [("train", &data.train), ("validation", &data.validation)];
@@ -140,10 +143,10 @@ impl Check<'_> {
             "write `train_on: completion`",
         );
         self.rule(
-            recipe.data.overlong != Overlong::Split,
+            matches!(recipe.data.overlong, Overlong::Refuse | Overlong::Drop),
             "data.overlong",
-            format!("is `split`, and `objective: {word}` judges answers as a whole"),
-            "write `drop` or `truncate`, or a larger `sequence_length`",
+            format!("cuts answers, and `objective: {word}` judges them as a whole"),
+            "write `drop`, or a larger `sequence_length`",
         );
         self.rule(
             recipe.train.label_smoothing_factor == 0.0,
