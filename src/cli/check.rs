@@ -19,7 +19,7 @@ use crate::recipe::memory::limit::{self, Limit, LimitError};
 use crate::recipe::memory::{Memory, MemoryError, Moment, Setting};
 use crate::recipe::plan::{Parameters, Plan, Warning};
 use crate::recipe::problem::{Place, Problem, RecipeError};
-use crate::recipe::{self, Adapter, Base, PUBLISHING, Quantization, WriteError};
+use crate::recipe::{self, Adapter, Base, Objective, PUBLISHING, Quantization, WriteError};
 use crate::track::rows::Rows;
 
 /// Say what a recipe would do, or everything that is wrong with it, without training.
@@ -255,6 +255,9 @@ fn describe(plan: &Plan) -> String {
             Adapter::Full(names) => format!("none: weights of {} are trained", names.join(", ")),
         },
     ));
+    if recipe.objective != Objective::Supervised {
+        lines.push(line("objective", &objective(&recipe.objective)));
+    }
     if let Some(template) = &recipe.base.chat_template {
         lines.push(line("template", &template.display().to_string()));
     }
@@ -293,8 +296,26 @@ fn memory(memory: &Memory) -> String {
         Moment::Backward => "in a backward pass",
         Moment::Validation => "while held-out rows are measured",
         Moment::Answers => "while a suite is answered",
+        Moment::Reference => "while the base is asked",
     };
     format!("{} at most, {when} ({})", amount(memory.total()), parts.join(", "))
+}
+
+/// What is learned, and what it is compared with.
+fn objective(objective: &Objective) -> String {
+    let kind = match objective {
+        Objective::Dpo(dpo) => format!("dpo, {}, beta {}", dpo.loss_type.name(), dpo.beta),
+        Objective::Orpo(orpo) => format!("orpo, beta {}", orpo.beta),
+        Objective::Kto(kto) => format!("kto, beta {}", kto.beta),
+        Objective::Simpo(simpo) => {
+            format!("simpo, beta {}, gamma {}", simpo.beta, simpo.simpo_gamma)
+        }
+        Objective::Supervised => objective.name().to_owned(),
+    };
+    match objective.has_reference() {
+        true => format!("{kind}, beside the base without adapter"),
+        false => kind,
+    }
 }
 
 /// The folder of a base, and how its weights are held.

@@ -23,7 +23,8 @@ fn read(path: &str) -> String {
 
 /// Documents whose commands are checked, relative to the repository.
 fn documents() -> Vec<PathBuf> {
-    let fixed = ["README.md", "CONTRIBUTING.md", "data/catalogue/README.md"];
+    let fixed =
+        ["README.md", "CONTRIBUTING.md", "data/catalogue/README.md", "data/preference/README.md"];
     let mut found: Vec<PathBuf> = fixed.map(PathBuf::from).into();
     let mut folders = vec![root().join("docs")];
     while let Some(folder) = folders.pop() {

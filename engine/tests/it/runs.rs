@@ -180,9 +180,15 @@ const METHODS: [(&str, &[&str]); 13] = [
     ),
     ("adafactor", &["--set", "train.optimizer={adafactor: {lr: 0.001}}"]),
     ("lion", &["--set", "train.optimizer={lion: {lr: 0.0001}}"]),
-    ("dpo", &["--set", "objective={dpo: {}}", "--set", PAIRS, "--set", COMPLETION]),
-    ("orpo", &["--set", "objective={orpo: {}}", "--set", PAIRS, "--set", COMPLETION]),
-    ("simpo", &["--set", "objective={simpo: {}}", "--set", PAIRS, "--set", COMPLETION]),
+    ("dpo", &["--set", "objective={dpo: {}}", "--set", PAIRS, "--set", COMPLETION, "--set", DROP]),
+    (
+        "orpo",
+        &["--set", "objective={orpo: {}}", "--set", PAIRS, "--set", COMPLETION, "--set", DROP],
+    ),
+    (
+        "simpo",
+        &["--set", "objective={simpo: {}}", "--set", PAIRS, "--set", COMPLETION, "--set", DROP],
+    ),
     ("kto", &["--set", "objective={kto: {}}", "--set", LABELLED, "--set", COMPLETION]),
 ];
 
@@ -191,6 +197,8 @@ const PAIRS: &str = "data.train=[{path: data/preference/validation.parquet, form
 const LABELLED: &str =
     "data.train=[{path: data/preference/labelled-validation.parquet, format: kto}]";
 const COMPLETION: &str = "data.train_on=completion";
+/// A window of the recipe holds most of them.
+const DROP: &str = "data.overlong=drop";
 
 /// Kills of each method: one here, and as many as `HEIRLOOM_KILLS` says in `scripts/kill-nine`.
 #[test]
