@@ -152,7 +152,7 @@ fn a_label_goes_with_its_row_and_the_answer_before_it() {
             step.micro_batches.iter().flat_map(|batch| batch.verdicts.clone()).collect();
         for ((asked, answered), verdict) in said.iter().zip(verdicts) {
             let row = number(asked);
-            let expected = if row % 3 == 0 { Verdict::Chosen } else { Verdict::Rejected };
+            let expected = if row.is_multiple_of(3) { Verdict::Chosen } else { Verdict::Rejected };
             assert_eq!((answered, verdict), (&chosen(row), expected));
         }
         // Over the whole step, however it is cut.
