@@ -26,6 +26,15 @@ pub struct Taken {
     pub error: Option<EngineError>,
 }
 
+/// What a step is measured by.
+struct Slope {
+    /// The mean loss.
+    loss: f64,
+    gradient: Tensor,
+    /// What else is told of it.
+    figures: BTreeMap<String, f64>,
+}
+
 impl Trainer {
     /// One optimiser step of a pass of `of_epoch` steps, whose rows were asked for at `started`.
     pub fn step(&mut self, step: &Step, of_epoch: u64, started: Instant) -> Result<Taken> {
@@ -44,9 +53,8 @@ impl Trainer {
     ) -> Result<Option<Taken>> {
         let number = self.progress.step + 1;
         let weight: f64 = step.micro_batches.iter().map(MicroBatch::weight).sum();
-        let Some((loss, mut gradient, figures)) = self.gradient(step, number, stop)? else {
-            return Ok(None);
-        };
+        let Some(slope) = self.gradient(step, number, stop)? else { return Ok(None) };
+        let Slope { loss, mut gradient, figures } = slope;
         let grad_norm = {
             let _scope = scope("optimizer");
             optimizer::clip(&mut gradient, self.recipe.train.clip_grad_norm)?
@@ -79,14 +87,8 @@ impl Trainer {
         Ok(Some(Taken { metrics, event, error }))
     }
 
-    /// The mean loss of a step, its gradient and what else is told of it; nothing once `stop` is
-    /// set.
-    fn gradient(
-        &mut self,
-        step: &Step,
-        number: u64,
-        stop: &AtomicBool,
-    ) -> Result<Option<(f64, Tensor, BTreeMap<String, f64>)>> {
+    /// What a step is measured by; nothing once `stop` is set.
+    fn gradient(&mut self, step: &Step, number: u64, stop: &AtomicBool) -> Result<Option<Slope>> {
         let Self { model, parameters, recipe, .. } = self;
         let seed = mix(recipe.train.seed, number);
         let gradient = parameters.zero_gradient()?;
@@ -119,7 +121,8 @@ impl Trainer {
                 added.map_err(|error| out_of_memory(error, number, "backward", batch))?;
             }
         }
-        Ok(Some((measure.mean(sum), gradient, measure.told(figures))))
+        let (loss, figures) = (measure.mean(sum), measure.told(figures));
+        Ok(Some(Slope { loss, gradient, figures }))
     }
 
     /// Counts a step; gives its counters as metrics.
