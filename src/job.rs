@@ -166,6 +166,8 @@ pub enum Job {
     },
     /// Measure a few steps of the [`Work`] on the standard input.
     Bench(Bench),
+    /// Store what a teacher says to the rows of the [`Work`] on the standard input.
+    Logits(Logits),
     /// Measure a suite on a model, and on its baseline.
     Evaluate(Evaluate),
     /// Measure how well a model predicts a text.
@@ -187,6 +189,17 @@ pub struct Bench {
     pub device: Device,
     /// Print JSON instead of a table.
     pub json: bool,
+}
+
+/// `heirloom logits`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Logits {
+    /// Tokens that are kept at each position.
+    pub top_k: usize,
+    /// Where to compute.
+    pub device: Device,
+    /// The Parquet file.
+    pub output: PathBuf,
 }
 
 /// A run without a run folder.

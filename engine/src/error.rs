@@ -4,7 +4,9 @@ use std::io;
 use std::path::PathBuf;
 
 use heirloom::base::{BaseError, Mismatch};
+use heirloom::dataset::logits::LogitsError;
 use heirloom::diagnose::{Blame, Diagnose};
+use heirloom::hub::HubError;
 use heirloom::peft::PeftError;
 use heirloom::recipe::UnknownToken;
 use heirloom::recipe::memory::Setting;
@@ -39,6 +41,20 @@ pub enum EngineError {
     /// The base or a safetensors file.
     #[error(transparent)]
     Base(#[from] BaseError),
+    /// A file of what a teacher said.
+    #[error(transparent)]
+    Logits(#[from] LogitsError),
+    /// More tokens are asked for than there are.
+    #[error("`--top-k {top_k}` leaves none of {vocabulary} tokens for the rest")]
+    TopK {
+        /// What was asked for.
+        top_k: usize,
+        /// What there is.
+        vocabulary: usize,
+    },
+    /// A model of the hub that is not in the cache.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// A file cannot be read or written.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -250,6 +266,9 @@ impl Diagnose for EngineError {
         let hint = match self {
             Self::Peft(error) => return error.hint(),
             Self::Base(error) => return error.hint(),
+            Self::Hub(error) => return error.hint(),
+            Self::Logits(error) => return error.hint(),
+            Self::TopK { .. } => "write a smaller number, such as 32",
             Self::Io(error) => return error.hint(),
             Self::Cuda(error) => return error.hint(),
             Self::Torch(_) => {
@@ -317,6 +336,7 @@ impl Diagnose for EngineError {
     fn blame(&self) -> Blame {
         match self {
             Self::Cuda(error) => error.blame(),
+            Self::Logits(error) => error.blame(),
             Self::Torch(_) | Self::Defect(_) | Self::StreamEnded { .. } => Blame::Defect,
             _ => Blame::User,
         }

@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod evaluate;
 mod generate;
+mod logits;
 mod perplexity;
 mod release;
 mod train;
@@ -24,6 +25,7 @@ pub fn run(job: &Job, printer: Printer) -> Result<(), Failure> {
     match job {
         Job::Train { run, device } => train::train(run, *device, printer),
         Job::Bench(job) => bench::bench(job, printer),
+        Job::Logits(job) => logits::logits(job, printer),
         Job::Evaluate(job) => evaluate::evaluate(job, printer),
         Job::Perplexity(job) => perplexity::perplexity(job, printer),
         Job::Generate(job) => generate::generate(job, printer),

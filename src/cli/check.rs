@@ -19,7 +19,9 @@ use crate::recipe::memory::limit::{self, Limit, LimitError};
 use crate::recipe::memory::{Memory, MemoryError, Moment, Setting};
 use crate::recipe::plan::{Parameters, Plan, Warning};
 use crate::recipe::problem::{Place, Problem, RecipeError};
-use crate::recipe::{self, Adapter, Base, Objective, PUBLISHING, Quantization, WriteError};
+use crate::recipe::{
+    self, Adapter, Base, Distillation, Objective, PUBLISHING, Quantization, Storage, WriteError,
+};
 use crate::track::rows::Rows;
 
 /// Say what a recipe would do, or everything that is wrong with it, without training.
@@ -258,6 +260,9 @@ fn describe(plan: &Plan) -> String {
     if recipe.objective != Objective::Supervised {
         lines.push(line("objective", &objective(&recipe.objective)));
     }
+    if let Some(distillation) = recipe.objective.distillation() {
+        lines.push(line("teacher", &teacher(distillation)));
+    }
     if let Some(template) = &recipe.base.chat_template {
         lines.push(line("template", &template.display().to_string()));
     }
@@ -291,6 +296,7 @@ fn memory(memory: &Memory) -> String {
     ];
     let parts = parts.map(|(name, bytes)| format!("{name} {}", amount(bytes)));
     let when = match memory.moment {
+        Moment::Teaching => "while the teacher reads",
         Moment::Loading => "while the base is read",
         Moment::Loss => "at the end of a forward pass",
         Moment::Backward => "in a backward pass",
@@ -310,6 +316,9 @@ fn objective(objective: &Objective) -> String {
         Objective::Simpo(simpo) => {
             format!("simpo, beta {}, gamma {}", simpo.beta, simpo.simpo_gamma)
         }
+        Objective::Distillation(Distillation { beta, temperature, kd_ratio, .. }) => {
+            format!("distillation, beta {beta}, temperature {temperature}, kd_ratio {kd_ratio}")
+        }
         Objective::Supervised => objective.name().to_owned(),
     };
     match objective.has_reference() {
@@ -320,11 +329,26 @@ fn objective(objective: &Objective) -> String {
 
 /// The folder of a base, and how its weights are held.
 fn base(base: &Base) -> String {
-    let held = match base.quantization {
-        Quantization::None => word(&base.dtype),
-        quantization => format!("{}, frozen weights in {}", word(&base.dtype), word(&quantization)),
+    held(&base.model, &base.storage())
+}
+
+/// The same of a teacher, or the file of what it said.
+fn teacher(distillation: &Distillation) -> String {
+    match (&distillation.logits, &distillation.teacher) {
+        (Some(logits), _) => format!("what it said, from {}", logits.display()),
+        (None, Some(teacher)) => held(&teacher.model, &teacher.storage()),
+        (None, None) => "none".to_owned(),
+    }
+}
+
+fn held(model: &Path, storage: &Storage) -> String {
+    let held = match storage.quantization {
+        Quantization::None => word(&storage.dtype),
+        quantization => {
+            format!("{}, frozen weights in {}", word(&storage.dtype), word(&quantization))
+        }
     };
-    format!("{}, {held}", base.model.display())
+    format!("{}, {held}", model.display())
 }
 
 /// What training takes.

@@ -15,6 +15,7 @@ pub mod exit;
 mod export;
 mod generate;
 mod lineage;
+mod logits;
 pub mod printer;
 mod target;
 mod track;
@@ -61,6 +62,7 @@ enum Command {
     Data(data::Arguments),
     Train(train::Arguments),
     Bench(bench::Arguments),
+    Logits(logits::Arguments),
     Eval(eval::Arguments),
     Generate(Box<generate::Arguments>),
     Chat(Box<chat::Arguments>),
@@ -94,6 +96,7 @@ fn run(command: Command, printer: Printer) -> Result<ExitStatus, Failure> {
         Command::Data(arguments) => data::run(arguments, printer),
         Command::Train(arguments) => train::run(&arguments, printer),
         Command::Bench(arguments) => bench::run(&arguments, printer),
+        Command::Logits(arguments) => logits::run(&arguments, printer),
         Command::Eval(arguments) => eval::run(&arguments, printer),
         Command::Generate(arguments) => generate::run(&arguments, printer),
         Command::Chat(arguments) => chat::run(&arguments, printer),

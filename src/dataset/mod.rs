@@ -14,6 +14,7 @@ pub mod consent;
 pub(crate) mod contain;
 pub mod conversation;
 pub mod describe;
+pub mod documents;
 pub mod error;
 pub mod evaluation;
 #[cfg(test)]
@@ -22,6 +23,7 @@ pub mod format;
 pub mod gate;
 pub mod import;
 pub mod ledger;
+pub mod logits;
 pub mod look;
 mod rows;
 pub mod sample;

@@ -20,7 +20,7 @@ use super::chat::{ChatEncoder, ChatError, Message};
 use super::tokenizer::{self, MAX_TOKENIZER_BYTES};
 use crate::base::{BaseError, BaseFolder};
 use crate::diagnose::{Blame, Diagnose};
-use crate::files::{read_bounded, read_if_there, write_atomically};
+use crate::files::{read_bounded, read_if_there, sha256_of_bytes, write_atomically};
 use crate::recipe::{self, Lora, UnknownToken};
 
 /// Largest template of a recipe that is read, in bytes.
@@ -85,6 +85,17 @@ impl Diagnose for VocabularyError {
     }
 }
 
+/// An id that two tokenizers read differently.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unlike {
+    /// The id.
+    pub id: u32,
+    /// What it is here, if it is anything.
+    pub ours: Option<String>,
+    /// What it is there.
+    pub theirs: Option<String>,
+}
+
 /// A tokenizer and a template, ready to be used.
 #[derive(Debug)]
 pub struct Vocabulary {
@@ -140,6 +151,34 @@ impl Vocabulary {
     pub fn resolve(&self, lora: &Lora, tied: bool) -> Result<Lora, UnknownToken> {
         let tokenizer = self.encoder.tokenizer();
         lora.resolve(|token| tokenizer.token_to_id(token), &self.added, tied)
+    }
+
+    /// The first id that the tokenizer of another model's folder reads as another token, if there
+    /// is one. How text is divided into tokens is not compared: the other model is given ids.
+    pub fn unlike(&self, folder: &Path) -> Result<Option<Unlike>, ChatError> {
+        let by_id = |tokenizer: &tokenizers::Tokenizer| -> BTreeMap<u32, String> {
+            let tokens = tokenizer.get_vocab(true).into_iter();
+            tokens.map(|(token, id)| (id, token)).collect()
+        };
+        let mut ours = by_id(self.encoder.tokenizer());
+        let mut theirs = by_id(&tokenizer::open(folder)?);
+        let ids: BTreeSet<u32> = ours.keys().chain(theirs.keys()).copied().collect();
+        let differs = ids.into_iter().find(|id| ours.get(id) != theirs.get(id));
+        Ok(differs.map(|id| Unlike { id, ours: ours.remove(&id), theirs: theirs.remove(&id) }))
+    }
+
+    /// SHA-256 of the files of a base by which text becomes tokens, as the recipe changes them.
+    pub fn digests(&self, folder: &Path) -> std::io::Result<BTreeMap<String, String>> {
+        let own;
+        let files = match &self.files {
+            Some(files) => files,
+            None => {
+                own = read(folder)?;
+                &own
+            }
+        };
+        let makes_tokens = files.iter().filter(|(name, _)| **name != GENERATION_CONFIG);
+        Ok(makes_tokens.map(|(name, bytes)| ((*name).to_owned(), sha256_of_bytes(bytes))).collect())
     }
 
     /// Markers that the template writes in a small conversation and that are several tokens

@@ -15,6 +15,7 @@ use super::origin::{Origin, UNKNOWN_LICENCE};
 use super::statement::{Evaluation, Training};
 use crate::dataset::consent::{Ask, Reason};
 use crate::job::ExportKind;
+use crate::recipe::lock::LockedTeacher;
 use crate::recipe::{Adapter, PUBLISHING, Recipe};
 
 /// What a card tells.
@@ -26,6 +27,8 @@ pub struct Card<'a> {
     pub kind: ExportKind,
     /// What it came from.
     pub origin: &'a Origin,
+    /// Whose distributions it learned, if a model taught it.
+    pub teacher: Option<&'a LockedTeacher>,
     /// What was asked of every row.
     pub ask: &'a Ask,
     /// Rows by split, as they may be published.
@@ -171,6 +174,21 @@ impl Card<'_> {
                 let _ = write!(text, ", {}", markdown(detail));
             }
             text.push_str(".\n");
+        }
+        if let Some(teacher) = self.teacher {
+            let _ = write!(
+                text,
+                "\nWhat it learned of the rows is what another model, {}, would say to them: ",
+                markdown(&teacher.name)
+            );
+            match teacher.licence.hub.as_str() {
+                UNKNOWN_LICENCE => text.push_str(
+                    "that model states no licence, and whether it may teach others is not known.\n",
+                ),
+                hub => {
+                    let _ = writeln!(text, "its licence is {}.", markdown(hub));
+                }
+            }
         }
         text
     }

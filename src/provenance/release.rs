@@ -114,6 +114,7 @@ pub(super) fn write_documents(
         recipe: facts.recipe,
         kind: facts.kind,
         origin: &origin,
+        teacher: facts.lock.teacher.as_ref(),
         ask: &facts.lock.ask,
         rows: &rows_by_split(&facts.lock.data),
         training: &facts.training,

@@ -30,6 +30,8 @@ pub const BUILD_TYPE: &str = "https://heirloom.dev/buildtypes/finetune/v1";
 pub const BUILDER_ID: &str = "https://heirloom.dev/builders/local/v1";
 /// `name` of the dependency that describes the base as a whole.
 pub const BASE: &str = "base_model";
+/// The same of the model whose distributions were learned.
+pub const TEACHER: &str = "teacher_model";
 
 /// Digests by algorithm, lower-case hex; releases use `sha256` alone.
 pub type Digests = BTreeMap<String, String>;
@@ -83,7 +85,7 @@ pub struct Resource {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Annotations {
-    /// Of the base: its licence.
+    /// Of the base and of a teacher: its licence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub licence: Option<Licence>,
     /// Of a file of rows: `train`, `validation` or `test/SUITE`.
@@ -118,7 +120,7 @@ pub struct RecordTree {
     pub key_id: String,
 }
 
-/// The licence of the base, as its own files state it.
+/// The licence of a model, as its own files state it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Licence {
@@ -130,7 +132,7 @@ pub struct Licence {
     /// The card's `license_link`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub license_link: Option<String>,
-    /// SHA-256 of the base's licence and notice files, by name; each is in the release.
+    /// SHA-256 of its licence and notice files, by name; those of the base are in the release.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub texts: BTreeMap<String, String>,
 }

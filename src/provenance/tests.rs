@@ -94,6 +94,7 @@ impl Finished {
             created: instant("2026-11-20T08:00:00.123Z"),
             recipe_sha256: "a".repeat(64),
             base: vec![base_file("config.json"), base_file("model.safetensors")],
+            teacher: None,
             data: vec![
                 rows(
                     "t-0.parquet",

@@ -15,6 +15,7 @@ use crate::dataset::source::{self, SourceError};
 use crate::diagnose::Diagnose;
 use crate::files::sha256_of_file;
 use crate::hub::{self, HubError};
+use crate::provenance::statement::Licence;
 
 /// Largest lock that is read, in bytes: some hundred thousand files of rows.
 pub(crate) const MAX_BYTES: u64 = 64 << 20;
@@ -35,6 +36,9 @@ pub struct Lock {
     pub hub: Option<Pin>,
     /// Files of the base folder that are read, sorted by path.
     pub base: Vec<LockedFile>,
+    /// The model that teaches, where one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<LockedTeacher>,
     /// Files of rows, in the order in which they are read.
     pub data: Vec<LockedData>,
     /// What was asked of every row.
@@ -54,6 +58,31 @@ pub struct Pin {
     pub model: String,
     /// The commit.
     pub commit: String,
+}
+
+/// A model whose distributions are learned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedTeacher {
+    /// What it is called.
+    pub name: String,
+    /// Package URL with the revision if it lies in the hub's cache, else the name.
+    pub uri: String,
+    /// Its licence, as its own files state it.
+    pub licence: Licence,
+    /// Its files, below what the recipe calls it, sorted by path.
+    pub files: Vec<LockedFile>,
+    /// What it said, where that is read instead of its files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logits: Option<LockedFile>,
+}
+
+impl LockedTeacher {
+    /// The files that are read.
+    fn read(&self) -> impl Iterator<Item = &LockedFile> {
+        let live = self.files.iter().filter(|_| self.logits.is_none());
+        live.chain(&self.logits)
+    }
 }
 
 /// One input file.
@@ -229,7 +258,8 @@ impl Lock {
     /// Checks that every input is still what it was.
     pub fn verify(&self) -> Result<(), LockError> {
         let data = self.data.iter().map(|data| &data.file);
-        verify(self.base.iter().chain(data))
+        let teacher = self.teacher.iter().flat_map(LockedTeacher::read);
+        verify(self.base.iter().chain(teacher).chain(data))
     }
 
     /// Checks the base only.

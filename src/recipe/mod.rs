@@ -12,6 +12,7 @@
 mod adapter;
 mod data;
 mod decode;
+mod distillation;
 pub mod lock;
 pub mod memory;
 mod objective;
@@ -36,6 +37,7 @@ pub use data::{
     Format, OnWithdrawal, Overlong, PUBLISHING, Packing, Source, StoppingStrategy, Suite, SurveyOf,
     TrainOn,
 };
+pub use distillation::{Distillation, Teacher};
 pub use objective::{Dpo, Kto, LossType, Objective, Orpo, RowsOf, Simpo};
 pub use optimizer::{
     Adafactor, Adamw, AdjustLr, Constant, Cosine, CosineWithRestarts, Curve, InverseSqrt, Linear,

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Format;
+use super::{Distillation, Format, Teacher};
 
 /// What a model is trained towards.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ pub enum Objective {
     /// The better of two answers, by its mean log-likelihood (arXiv 2405.14734), as TRL's
     /// `CPOTrainer` with `loss_type="simpo"` and `cpo_alpha=0`.
     Simpo(Simpo),
+    /// What another model would say to the same rows (arXiv 1503.02531, 2306.13649), as TRL's
+    /// `GKDTrainer`.
+    Distillation(Distillation),
 }
 
 /// What a row has to be for an objective.
@@ -48,16 +51,30 @@ impl Objective {
             Self::Orpo(_) => "orpo",
             Self::Kto(_) => "kto",
             Self::Simpo(_) => "simpo",
+            Self::Distillation(_) => "distillation",
         }
     }
 
     /// What it learns from.
     pub fn rows(&self) -> RowsOf {
         match self {
-            Self::Supervised => RowsOf::Examples,
+            Self::Supervised | Self::Distillation(_) => RowsOf::Examples,
             Self::Dpo(_) | Self::Orpo(_) | Self::Simpo(_) => RowsOf::Preferences,
             Self::Kto(_) => RowsOf::Verdicts,
         }
+    }
+
+    /// The settings of distillation, where it is that.
+    pub fn distillation(&self) -> Option<&Distillation> {
+        match self {
+            Self::Distillation(distillation) => Some(distillation),
+            _ => None,
+        }
+    }
+
+    /// The model that is asked while training goes on, where there is one.
+    pub fn teacher(&self) -> Option<&Teacher> {
+        self.distillation()?.live()
     }
 
     /// Whether the base is asked beside what is trained.

@@ -6,6 +6,7 @@
 mod adapter;
 mod again;
 mod begin;
+mod teacher;
 mod words;
 
 use std::collections::BTreeSet;
@@ -32,6 +33,7 @@ use crate::dataset::survey::{Survey, survey};
 use crate::diagnose::Failure;
 use crate::hub;
 pub use again::Again;
+use teacher::Taught;
 pub use words::Warning;
 
 /// Is told how many more rows have been looked at.
@@ -62,6 +64,8 @@ pub struct Plan {
     pub pinned: Option<Pinned>,
     spec: Spec,
     architecture: Architecture,
+    /// Who teaches, where somebody does.
+    taught: Option<Taught>,
     /// Tokens of rows that are measured and not trained.
     held_out: u64,
     /// How large the suites are that are answered after training.
@@ -125,12 +129,17 @@ impl Plan {
         if let Some(base) = &base {
             looking.param_groups(base);
         }
+        let words = base.as_ref().zip(vocabulary.as_ref());
+        let taught = words.and_then(|(base, words)| looking.taught(base, words));
         let added_tokens = vocabulary.as_ref().map_or(0, |vocabulary| vocabulary.added.len());
         let warnings = vocabulary.as_ref().map(words::warnings).unwrap_or_default();
         let ask = ask(&literal.recipe.data, now);
         let encoder = vocabulary.map(|vocabulary| vocabulary.encoder.with_clock(now));
         let gate = looking.gate(&ask);
         let survey = looking.rows(base.as_ref().zip(encoder), gate.as_ref());
+        if let Some((_, survey)) = &survey {
+            looking.heard(taught.as_ref(), &survey.files);
+        }
         let (Some(base), Some(trainable), Some((spec, survey)), true) =
             (base, trainable, survey, looking.problems.is_empty())
         else {
@@ -157,6 +166,7 @@ impl Plan {
             size: &survey.size,
             held_out,
             suites: &suites,
+            teacher: taught.as_ref().and_then(Taught::architecture),
         });
         let files = survey.files.into_iter();
         Ok(Self {
@@ -184,6 +194,7 @@ impl Plan {
             base_files: named(&base, &literal.recipe.base.model),
             base_folder: base.folder().to_owned(),
             architecture: base.architecture,
+            taught,
             held_out,
             suites,
         })
@@ -210,6 +221,7 @@ impl Plan {
             size: &self.training,
             held_out: self.held_out,
             suites: &self.suites,
+            teacher: self.taught.as_ref().and_then(Taught::architecture),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod data;
+mod distillation;
 mod objective;
 mod optimizer;
 mod safety;

@@ -180,6 +180,12 @@ impl Decoder {
         self.linears_mut()?.try_for_each(|linear| linear.settle(device))
     }
 
+    /// Whether numbers of rows are rounded up: for each that it meets in bfloat16, oneDNN makes
+    /// kernels and keeps them.
+    pub fn rounds_rows(&self) -> bool {
+        self.kind == Kind::BFloat16 && self.embedding.device() == Device::Cpu
+    }
+
     /// Final hidden states of token ids `[n]` (i64) that lie as `layout` says:
     /// `[n, hidden_size]`. `train` turns dropout on, and checkpointing as the model says.
     pub fn hidden(&self, tokens: &Tensor, layout: &Layout, train: bool) -> Result<Tensor> {

@@ -13,7 +13,7 @@ use std::ffi::{c_char, c_void};
 use tch::{Kind, Reduction, Tensor};
 
 use super::cuda::{self, Grid, MOST_THREADS};
-use super::native;
+use super::{chunked, native};
 use crate::error::{EngineError, Result};
 
 /// Rows of a chunk: enough for the matrix products to run at full speed.
@@ -48,6 +48,20 @@ pub struct Targets<'a> {
     pub weights: Option<&'a Tensor>,
     /// Share of what is to be predicted that all tokens have alike (arXiv 1512.00567).
     pub smoothing: f64,
+}
+
+impl Targets<'_> {
+    /// Works with those of some rows alone.
+    pub fn of_rows<T>(
+        &self,
+        start: i64,
+        count: i64,
+        work: impl FnOnce(Targets<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let weights = self.weights.map(|weights| weights.f_narrow(0, start, count));
+        let (ids, weights) = (self.ids.f_narrow(0, start, count)?, weights.transpose()?);
+        work(Targets { ids: &ids, weights: weights.as_ref(), smoothing: self.smoothing })
+    }
 }
 
 /// How products become logits: `cap · tanh(x / scaling / cap)`.
@@ -100,7 +114,7 @@ pub fn frozen(
         let gradient = if differentiate { vec![Tensor::f_cat(&gradients, 0)?] } else { vec![] };
         Ok((Tensor::f_cat(&losses, 0)?.f_sum(Kind::Float)?, gradient))
     })?;
-    scaled(&[hidden], losses, gradient)
+    chunked::scaled(&[hidden], losses, gradient)
 }
 
 /// The negative log-likelihood of each of `ids` under hidden states `[m, hidden]`, in nats and
@@ -136,40 +150,10 @@ pub fn chunked(
     targets: Targets<'_>,
     project: impl Fn(&Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    let (mut losses, mut gradients, mut sums) = (Vec::new(), Vec::new(), Vec::new());
-    let trained: Vec<_> = trained.iter().filter(|weight| weight.requires_grad()).copied().collect();
-    for chunk in chunks(hidden, targets)? {
-        let leaf = chunk.hidden.f_set_requires_grad(hidden.requires_grad())?;
-        let logits = project(&leaf)?;
-        let Chunk { ids, weights, .. } = &chunk;
-        let some = Targets { ids, weights: weights.as_ref(), ..targets };
-        let loss = super::cross_entropy_sum(&logits, some)?;
-        drop(logits);
-        losses.push(loss.f_detach()?.f_view([1])?);
-        if !loss.requires_grad() {
-            continue;
-        }
-        let mut leaves = trained.clone();
-        leaves.extend(hidden.requires_grad().then_some(&leaf));
-        let mut found = Tensor::f_run_backward(&[&loss], &leaves, false, false)?;
-        if hidden.requires_grad() {
-            gradients.extend(found.pop());
-        }
-        match sums.is_empty() {
-            true => sums = found,
-            false => {
-                for (sum, more) in sums.iter_mut().zip(&found) {
-                    let _ = sum.f_add_(more)?;
-                }
-            }
-        }
-    }
-    let (mut inputs, loss) = (trained, Tensor::f_cat(&losses, 0)?.f_sum(Kind::Float)?);
-    if !gradients.is_empty() {
-        inputs.push(hidden);
-        sums.push(Tensor::f_cat(&gradients, 0)?);
-    }
-    scaled(&inputs, loss, sums)
+    chunked::summed(hidden, trained, ROWS, |leaf, start| {
+        let logits = project(leaf)?;
+        targets.of_rows(start, leaf.size2()?.0, |some| super::cross_entropy_sum(&logits, some))
+    })
 }
 
 /// Some rows and what they are to predict.
@@ -180,20 +164,16 @@ struct Chunk {
 }
 
 fn chunks(hidden: &Tensor, targets: Targets<'_>) -> Result<Vec<Chunk>> {
-    let rows = hidden.size2()?.0;
-    let hidden = hidden.f_detach()?;
-    // One chunk at least, so that nothing is the sum over nothing.
-    let starts = (0..rows.max(1)).step_by(ROWS as usize);
-    let chunk = |start: i64| -> Result<Chunk> {
-        let count = ROWS.min(rows - start);
+    let chunk = |(start, hidden): (i64, Tensor)| -> Result<Chunk> {
+        let count = hidden.size2()?.0;
         let some = |x: &Tensor| x.f_narrow(0, start, count)?.f_contiguous();
         Ok(Chunk {
-            hidden: hidden.f_narrow(0, start, count)?,
             ids: some(targets.ids)?,
             weights: targets.weights.map(some).transpose()?,
+            hidden,
         })
     };
-    starts.map(chunk).collect()
+    chunked::chunks(hidden, ROWS)?.into_iter().map(chunk).collect()
 }
 
 /// Refuses targets that the vocabulary does not have: a loop would read beyond the logits. Asked
@@ -237,20 +217,6 @@ fn differentiated(
         cuda::run(products, &job, by_loop, cuda::CROSS_ENTROPY, products.kind(), grid)?;
     }
     Ok(losses)
-}
-
-/// `loss` as a node whose gradients are known but for the factor that comes from above.
-fn scaled(inputs: &[&Tensor], loss: Tensor, gradients: Vec<Tensor>) -> Result<Tensor> {
-    let [loss] = native::node(inputs, [loss], move |given| {
-        let Some(Some(factor)) = given.first() else {
-            return Ok(gradients.iter().map(|_| None).collect());
-        };
-        let scale = |mut gradient: Tensor| -> Result<_> {
-            Ok(Some(gradient.f_mul_(&factor.f_to_kind(gradient.kind())?)?))
-        };
-        gradients.into_iter().map(scale).collect()
-    })?;
-    Ok(loss)
 }
 
 #[cfg(test)]

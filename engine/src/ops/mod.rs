@@ -13,8 +13,10 @@
 
 pub mod attention;
 pub mod checkpointing;
+pub mod chunked;
 pub mod cross_entropy;
 pub(crate) mod cuda;
+pub mod divergence;
 pub mod experts;
 mod fused;
 #[cfg(test)]

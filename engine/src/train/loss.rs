@@ -28,21 +28,26 @@ pub fn sum(
     train: bool,
     smoothing: f64,
 ) -> Result<Option<Tensor>> {
-    let trained = batch.weights.iter().enumerate().skip(1).filter(|(_, weight)| **weight > 0.0);
-    let (places, weights): (Vec<usize>, Vec<f32>) = trained.unzip();
+    let (places, weights) = trained(batch);
     if places.is_empty() {
         return Ok(None);
     }
     Predicting::run(model, batch, &places, train)?.sum(model, weights, smoothing).map(Some)
 }
 
+/// Places of the tokens of a batch that are trained, and their weights.
+pub(super) fn trained(batch: &MicroBatch) -> (Vec<usize>, Vec<f32>) {
+    let weights = batch.weights.iter().copied().enumerate();
+    weights.skip(1).filter(|(_, weight)| *weight > 0.0).unzip()
+}
+
 /// Hidden states that predict some tokens of a batch, and which tokens those are.
 #[derive(Debug)]
 pub(super) struct Predicting {
     /// `[m, hidden]`, with rows at the end that are there only so that few numbers occur.
-    hidden: Tensor,
+    pub(super) hidden: Tensor,
     /// `[m]`.
-    ids: Tensor,
+    pub(super) ids: Tensor,
     /// Tokens that are predicted.
     tokens: usize,
 }
@@ -55,13 +60,24 @@ impl Predicting {
         places: &[usize],
         train: bool,
     ) -> Result<Self> {
+        Self::run_as(model, batch, places, train, model.rounds_rows())
+    }
+
+    /// The same, with numbers of rows that are rounded or not, whatever the model.
+    pub(super) fn run_as(
+        model: &Decoder,
+        batch: &MicroBatch,
+        places: &[usize],
+        train: bool,
+        rounded: bool,
+    ) -> Result<Self> {
         let mut rows: Vec<i64> = places.iter().map(|place| *place as i64 - 1).collect();
         let mut tokens: Vec<i64> = batch.tokens.iter().map(|token| i64::from(*token)).collect();
         let target = |place: &usize| tokens.get(*place).copied().unwrap_or_default();
         let mut targets: Vec<i64> = places.iter().map(target).collect();
         let mut lengths = batch.lengths.clone();
         let device = model.embedding.device();
-        if model.kind == Kind::BFloat16 && device == Device::Cpu {
+        if rounded {
             fill_up(&mut tokens, &mut lengths);
             let rounded = rounded_rows(rows.len());
             rows.resize(rounded, 0);
@@ -84,21 +100,20 @@ impl Predicting {
     }
 
     /// The sum of all negative log-likelihoods, each times its weight, as a graph.
-    pub(super) fn sum(
-        &self,
-        model: &Decoder,
-        mut weights: Vec<f32>,
-        smoothing: f64,
-    ) -> Result<Tensor> {
-        weights.resize(self.ids.size1()? as usize, 0.0);
-        // Nearly every row has plain weights: those pay nothing for the others.
-        let plain = weights.iter().all(|weight| *weight == 1.0);
-        let weights = match plain {
-            true => None,
-            false => Some(Tensor::f_from_slice(&weights)?.f_to(self.hidden.device())?),
-        };
+    pub(super) fn sum(&self, model: &Decoder, weights: Vec<f32>, smoothing: f64) -> Result<Tensor> {
+        let weights = self.weights(weights)?;
         let targets = Targets { ids: &self.ids, weights: weights.as_ref(), smoothing };
         of_hidden(model, &self.hidden, targets)
+    }
+
+    /// A weight for every row, where they are not all 1.
+    pub(super) fn weights(&self, mut weights: Vec<f32>) -> Result<Option<Tensor>> {
+        weights.resize(self.ids.size1()? as usize, 0.0);
+        // Nearly every row has plain weights: those pay nothing for the others.
+        match weights.iter().all(|weight| *weight == 1.0) {
+            true => Ok(None),
+            false => Ok(Some(Tensor::f_from_slice(&weights)?.f_to(self.hidden.device())?)),
+        }
     }
 }
 
@@ -131,12 +146,16 @@ fn of_hidden(model: &Decoder, hidden: &Tensor, targets: Targets<'_>) -> Result<T
             let _scope = scope("output projection");
             cross_entropy::frozen(hidden, &model.output, logits, targets)
         }
-        replaced => {
-            let trained = replaced.as_ref().map_or(&model.output, Replacement::values);
+        _ => {
             let logits = |hidden: &Tensor| model.logits(hidden);
-            cross_entropy::chunked(hidden, &[trained], targets, logits)
+            cross_entropy::chunked(hidden, &[trained_output(model)], targets, logits)
         }
     }
+}
+
+/// What of the output projection is trained, if anything is.
+pub(super) fn trained_output(model: &Decoder) -> &Tensor {
+    model.replaced.output.as_ref().map_or(&model.output, Replacement::values)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! they are spread over micro-batches.
 
 pub mod checkpoint;
+pub mod distillation;
 pub mod flops;
 pub mod guard;
 pub mod loss;
@@ -26,7 +27,7 @@ use heirloom::base::BaseFolder;
 use heirloom::dataset::stream::{MicroBatch, Step};
 use heirloom::recipe::lock::Size;
 use heirloom::recipe::memory::smaller;
-use heirloom::recipe::{Adapter, Recipe};
+use heirloom::recipe::{Adapter, Objective, Recipe};
 use heirloom::track::{Cause, Event, Happened, Sink, ValidationMetrics};
 use tch::{Device, Kind, Tensor};
 
@@ -35,6 +36,7 @@ use crate::error::{EngineError, Result};
 use crate::memory;
 use crate::model::{Decoder, Linear, weights};
 use checkpoint::{Checkpoints, Progress};
+use distillation::Distillation;
 use objective::{Figures, Measure};
 use optimizer::Optimizer;
 use parameters::Parameters;
@@ -51,6 +53,8 @@ pub struct Trainer {
     /// Where training stands.
     pub progress: Progress,
     recipe: Recipe,
+    /// Who teaches, where somebody does.
+    teacher: Option<Distillation>,
     optimizer: Optimizer,
     /// What the plan counted.
     size: Size,
@@ -78,6 +82,10 @@ impl Trainer {
         model.checkpointing = recipe.train.activation_checkpointing;
         model.offload = recipe.train.activation_offload;
         model.neftune_noise_alpha = recipe.train.neftune_noise_alpha;
+        let teacher = match &recipe.objective {
+            Objective::Distillation(settings) => Some(Distillation::open(settings, device)?),
+            _ => None,
+        };
         let mut optimizer = Optimizer::new(&recipe.train.optimizer, &parameters)?;
         let (keep, background) = (recipe.train.keep_checkpoints, recipe.writes_in_background());
         let open = |folder: PathBuf| Checkpoints::open(&folder, keep, background);
@@ -89,7 +97,17 @@ impl Trainer {
         let progress = restored.unwrap_or_default();
         let (recipe, size) = (recipe.clone(), size.clone());
         let most = if size.estimated { recipe.train.max_steps } else { Some(size.steps) };
-        Ok(Self { model, parameters, progress, recipe, optimizer, size, most, checkpoints })
+        Ok(Self {
+            model,
+            parameters,
+            progress,
+            recipe,
+            teacher,
+            optimizer,
+            size,
+            most,
+            checkpoints,
+        })
     }
 
     /// Takes steps from `stream` until the run is complete or `stop` is set, reporting to
@@ -182,6 +200,7 @@ impl Trainer {
         sink: &mut dyn Sink,
     ) -> Result<bool> {
         let measure = Measure::of(&self.recipe.objective, 0.0, &mut self.model, batches, false)?;
+        let measure = measure.taught_by(self.teacher.as_ref());
         let (mut sum, mut figures) = (0.0, Figures::default());
         for batch in batches {
             if let Some(part) = measure.part(&mut self.model, batch)? {
@@ -214,7 +233,9 @@ impl Trainer {
             && let Some(limit) = memory::resident_peak()
         {
             let (architecture, count) = (&self.model.architecture, self.parameters.count);
-            *fitting = smaller(&self.recipe, architecture, count, &self.size, limit);
+            let teacher = self.teacher.as_ref().and_then(Distillation::teacher);
+            let teacher = teacher.map(|teacher| &teacher.architecture);
+            *fitting = smaller(&self.recipe, architecture, teacher, count, &self.size, limit);
         }
         error
     }

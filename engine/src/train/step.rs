@@ -89,7 +89,7 @@ impl Trainer {
 
     /// What a step is measured by; nothing once `stop` is set.
     fn gradient(&mut self, step: &Step, number: u64, stop: &AtomicBool) -> Result<Option<Slope>> {
-        let Self { model, parameters, recipe, .. } = self;
+        let Self { model, parameters, recipe, teacher, .. } = self;
         let seed = mix(recipe.train.seed, number);
         let gradient = parameters.zero_gradient()?;
         let (objective, smoothing) = (&recipe.objective, recipe.train.label_smoothing_factor);
@@ -98,6 +98,7 @@ impl Trainer {
             Some(batch) => out_of_memory(error, number, "forward", batch),
             None => error,
         })?;
+        let measure = measure.taught_by(teacher.as_ref());
         let (mut sum, mut figures) = (0.0, Figures::default());
         for (place, batch) in step.micro_batches.iter().enumerate() {
             if stop.load(Ordering::Relaxed) {

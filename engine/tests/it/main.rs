@@ -8,6 +8,8 @@ mod adapter_runs;
 mod adapters;
 mod bench;
 mod checkpointing;
+mod distillation;
+mod distillation_runs;
 mod export;
 mod families;
 mod formats;

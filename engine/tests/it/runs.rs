@@ -159,9 +159,16 @@ fn killed_at_several_moments_a_run_resumes_to_the_same_bytes() {
 }
 
 /// Methods that are killed at random moments, as changes to the recipe.
-const METHODS: [(&str, &[&str]); 13] = [
+const METHODS: [(&str, &[&str]); 14] = [
     ("lora", &[]),
     ("lora-guarded", &["--set", "train.loss_spike={factor: 1.05, window: 3, action: roll-back}"]),
+    (
+        "distillation",
+        &[
+            "--set",
+            "objective={distillation: {teacher: {model: data/seedling}, beta: 0.5, kd_ratio: 0.5}}",
+        ],
+    ),
     ("full", &["--set", "adapter=full", "--set", "train.checkpoint_in_background=true"]),
     (
         "full-muon",

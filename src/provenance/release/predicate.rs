@@ -14,10 +14,10 @@ use crate::provenance::origin::Origin;
 use crate::provenance::statement::{
     Annotations, BASE, BUILD_TYPE, BUILDER_ID, BuildDefinition, Builder, Consent, Digests,
     Evaluation, External, IntendedUse, Internal, Metadata, RecordTree, Resolved, Resource,
-    RunDetails, sha256,
+    RunDetails, TEACHER, sha256,
 };
 use crate::provenance::tree::{Commitment, TreeError};
-use crate::recipe::lock::{LockedData, LockedFile, Split};
+use crate::recipe::lock::{LockedData, LockedFile, LockedTeacher, Split};
 use crate::run::EvalReport;
 
 /// `train`, `validation` or `test/SUITE`.
@@ -75,7 +75,8 @@ pub(super) fn build_definition(
     })
 }
 
-/// Every input: the base as a whole, its files, the files of rows, the toolkit.
+/// Every input: the base as a whole, its files, the same of a teacher, the files of rows, the
+/// toolkit.
 fn dependencies(facts: &Facts, origin: &Origin) -> Vec<Resource> {
     let Facts { recipe, lock, .. } = facts;
     let mut resources = vec![Resource {
@@ -95,6 +96,7 @@ fn dependencies(facts: &Facts, origin: &Origin) -> Vec<Resource> {
             ..Resource::default()
         });
     }
+    resources.extend(lock.teacher.iter().flat_map(teacher));
     for data in &lock.data {
         let rows = Rows::of(&data.rows);
         resources.push(Resource {
@@ -122,6 +124,28 @@ fn dependencies(facts: &Facts, origin: &Origin) -> Vec<Resource> {
         ..Resource::default()
     });
     resources
+}
+
+/// A model whose distributions were learned, and its files.
+fn teacher(teacher: &LockedTeacher) -> Vec<Resource> {
+    let licence = Some(teacher.licence.clone());
+    let whole = Resource {
+        name: TEACHER.to_owned(),
+        uri: Some(teacher.uri.clone()),
+        annotations: Some(Annotations { licence, ..Annotations::default() }),
+        ..Resource::default()
+    };
+    let file = |file: &LockedFile| Resource {
+        name: format!("{TEACHER}/{}", file.path.display()),
+        digest: sha256(&file.sha256),
+        ..Resource::default()
+    };
+    // What it said is no file of its folder.
+    let said = teacher.logits.iter().map(|logits| Resource {
+        name: format!("{TEACHER} {}", logits.path.display()),
+        ..file(logits)
+    });
+    std::iter::once(whole).chain(teacher.files.iter().map(file)).chain(said).collect()
 }
 
 /// The digest of an input. Of an object on a server only the Parquet footer was digested: that

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::provenance::tree::{Commitment, Key, Row, TreeWriter};
 use crate::provenance::verify::record_tree;
+use crate::recipe::lock::LockedTeacher;
 
 #[test]
 fn a_release_holds_and_tells_what_it_is() {
@@ -22,6 +23,38 @@ fn a_release_holds_and_tells_what_it_is() {
         assert_eq!(rows["test/catalogue"].left_out().to_string(), "0");
         assert_eq!(fs::read(release.join("LICENSE")).unwrap(), b"Apache License\n");
     }
+}
+
+#[test]
+fn a_release_says_who_taught_it() {
+    let mut finished = Finished::new();
+    let licence = |hub: &str| {
+        serde_json::from_value::<crate::provenance::statement::Licence>(json!({ "hub": hub }))
+    };
+    finished.lock.teacher = Some(LockedTeacher {
+        name: "grown *up*".to_owned(),
+        uri: "grown up".to_owned(),
+        licence: licence("mit").unwrap(),
+        files: vec![locked("teacher/model.safetensors")],
+        logits: Some(locked("said.parquet")),
+    });
+    let read =
+        |release: &std::path::Path, name: &str| fs::read_to_string(release.join(name)).unwrap();
+    let release = finished.export(ExportKind::Adapter, false).unwrap();
+    verify(&release).unwrap();
+    let card = read(&release, "README.md");
+    assert!(card.contains("another model, grown \\*up\\*, would say to them: its licence is mit."));
+    let manifest: Value = serde_json::from_str(&read(&release, MANIFEST)).unwrap();
+    let inputs = &manifest["predicate"]["buildDefinition"]["resolvedDependencies"];
+    let named = |name: &str| inputs.as_array().unwrap().iter().find(|one| one["name"] == name);
+    assert_eq!(named("teacher_model").unwrap()["annotations"]["licence"]["hub"], "mit");
+    assert!(
+        named("teacher_model/teacher/model.safetensors").unwrap()["digest"]["sha256"].is_string()
+    );
+    assert!(named("teacher_model said.parquet").is_some());
+    finished.lock.teacher.as_mut().unwrap().licence = licence("unknown").unwrap();
+    let release = finished.export(ExportKind::Adapter, true).unwrap();
+    assert!(read(&release, "README.md").contains("whether it may teach others is not known"));
 }
 
 #[test]

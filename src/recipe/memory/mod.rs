@@ -4,10 +4,11 @@
 //! fit where a run does not (`advice`). Computes with shapes alone; that the engine takes what
 //! is said here is its own affair (`engine/src/memory.rs`), and measured by `benches/memory`.
 //!
-//! The most is that of the largest of six moments:
+//! The most is that of the largest of these moments:
 //! | moment | beside runtime and weights |
 //! |---|---|
 //! | loading | the largest weight before it is packed; of full training everything twice |
+//! | teaching | where a model teaches: one of its blocks' activations |
 //! | loss | all activations, and the logits of a chunk |
 //! | backward | activations up to a block, and what lies beside them while it is gone through |
 //! | validation | one block's activations of as many tokens as a micro-batch has |
@@ -24,6 +25,7 @@
 //! | gradients | `4·P`: those of the step so far. Those of the blocks gone through lie beside them |
 //! | optimizer | `8·P`: AdamW's two moments; what others keep says `optimizer` |
 //! | activations | `T·b·(4h + 2q + 2k + 3i)` for each block (the stream twice, normed twice; rotated queries and keys, values, what attention gives; gate, up, their product), `7·T·b·r` for the low-rank paths, copies of the adapter in bfloat16 |
+//! | teacher | of a model that teaches: its weights; while it reads, one block's activations; then its last hidden states and, in the loss, what `teacher` says |
 //! | workspace | a checkpoint that is written in the background, `12·P`; what lies beside these at the moment: gradients of activations, one unpacked weight, the logits of `LOSS_ROWS` rows |
 //!
 //! Activation checkpointing keeps less of a block: `2h + 2q + 2k + 2i` where it is `selective`,
@@ -35,6 +37,7 @@ mod base;
 mod block;
 pub mod limit;
 mod optimizer;
+mod teacher;
 
 use serde::Serialize;
 
@@ -93,6 +96,8 @@ const PIECES: f64 = 8e6;
 pub enum Moment {
     /// The base is read.
     Loading,
+    /// The model that teaches reads a micro-batch.
+    Teaching,
     /// The loss of a micro-batch is found.
     Loss,
     /// A block's backward pass.
@@ -157,6 +162,8 @@ pub(super) struct Run<'a> {
     pub(super) held_out: u64,
     /// The suites that are answered.
     pub(super) suites: &'a [Asked],
+    /// The model that teaches, where there is one.
+    pub(super) teacher: Option<&'a Architecture>,
 }
 
 impl Memory {
@@ -166,8 +173,8 @@ impl Memory {
         let frozen = base::frozen(run.architecture, &storage, |key| !adapter.trains(key));
         let prediction = Prediction { run: *run, frozen };
         let most = larger(prediction.loading(), prediction.training());
-        let most = prediction.reference().into_iter().fold(most, larger);
-        let most = prediction.validation().into_iter().fold(most, larger);
+        let beside = [prediction.reference(), prediction.teaching(), prediction.validation()];
+        let most = beside.into_iter().flatten().fold(most, larger);
         run.suites.iter().map(|suite| prediction.answers(suite)).fold(most, larger)
     }
 
@@ -182,16 +189,17 @@ impl Memory {
 }
 
 /// Settings with which a run that ran out of memory would take at most `limit` bytes, the
-/// smallest change first. `trained` are its trained weights.
+/// smallest change first. `trained` are its trained weights, `teacher` the model that teaches.
 pub fn smaller(
     recipe: &Recipe,
     architecture: &Architecture,
+    teacher: Option<&Architecture>,
     trained: u64,
     size: &Size,
     limit: u64,
 ) -> Vec<Setting> {
     // Rows that are not trained take no more than those that are.
-    let run = Run { recipe, architecture, trained, size, held_out: 0, suites: &[] };
+    let run = Run { recipe, architecture, trained, size, held_out: 0, suites: &[], teacher };
     advice::fitting(&run, limit)
 }
 
@@ -295,7 +303,7 @@ impl Prediction<'_> {
         let workspace = workspace + if copies { self.trained() + state } else { 0.0 };
         Memory {
             runtime: self.runtime() as u64,
-            weights: (self.frozen.bytes + self.trained()) as u64,
+            weights: (self.frozen.bytes + self.trained() + self.teacher_weights()) as u64,
             gradients: gradients as u64,
             optimizer: optimizer as u64,
             activations: activations as u64,
@@ -307,6 +315,7 @@ impl Prediction<'_> {
     fn loading(&self) -> Memory {
         // Full training lays all weights out once more, end to end.
         let again = if self.is_full() { self.trained() } else { self.frozen.largest_unpacked };
+        let again = again.max(self.teacher_unpacked());
         self.memory(Moment::Loading, 0.0, 0.0, again + PIECES)
     }
 
@@ -348,6 +357,10 @@ impl Prediction<'_> {
     /// What the loss takes beside what is kept: the last hidden states, those that predict,
     /// their gradient, and the logits of a chunk.
     fn loss(&self, pass: &Pass<'_>) -> f64 {
+        self.supervised(pass).max(self.divergence(pass))
+    }
+
+    fn supervised(&self, pass: &Pass<'_>) -> f64 {
         let (h, words) = (pass.rows(pass.hidden), self.run.architecture.vocab_size as f64);
         let chunk = LOSS_ROWS.min(pass.rows) * words;
         if !self.is_full() {
@@ -384,21 +397,16 @@ impl Prediction<'_> {
     /// Going through all blocks, and the likelihoods of what they predict.
     fn without_graph(&self, rows: f64) -> f64 {
         let pass = self.pass(rows);
-        let block = self.widest_block(&pass);
+        let block = self.widest_block(&pass).max(self.taught(&pass));
         let words = LOSS_ROWS.min(pass.rows) * self.run.architecture.vocab_size as f64 * pass.width;
         let loss = pass.rows(3.0 * pass.hidden) + words * if self.is_full() { 3.0 } else { 1.0 };
+        let loss = loss.max(self.divergence(&pass));
         block.max(loss) + pass.rows * PER_TOKEN
     }
 
     /// What one block takes without a graph.
     fn widest_block(&self, pass: &Pass<'_>) -> f64 {
-        let wide = self.run.architecture.layers.iter().map(|layer| {
-            let widths = layer.widths();
-            let fed = 4.0 * pass.hidden + 3.0 * widths.intermediate as f64;
-            let attended = 2.0 * pass.hidden + 3.0 * (widths.queries + widths.keys) as f64;
-            fed.max(attended)
-        });
-        pass.rows(wide.fold(0.0, f64::max))
+        pass.rows(widest(self.run.architecture))
     }
 
     /// Rows as long as they are on average; keys or values of one layer are there twice, while
@@ -416,6 +424,18 @@ impl Prediction<'_> {
         let beside = self.widest_block(&prompts) + largest / 2.0 + prompts.rows * PER_TOKEN;
         self.memory(Moment::Answers, 0.0, all, beside)
     }
+}
+
+/// Numbers that the widest block has for each token at a time, without a graph.
+fn widest(architecture: &Architecture) -> f64 {
+    let hidden = architecture.hidden_size as f64;
+    let wide = architecture.layers.iter().map(|layer| {
+        let widths = layer.widths();
+        let fed = 4.0 * hidden + 3.0 * widths.intermediate as f64;
+        let attended = 2.0 * hidden + 3.0 * (widths.queries + widths.keys) as f64;
+        fed.max(attended)
+    });
+    wide.fold(0.0, f64::max)
 }
 
 /// Bytes of a tensor. In f64: a hostile shape gives a large number, and no overflow.

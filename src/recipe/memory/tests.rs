@@ -40,7 +40,15 @@ fn size() -> Size {
 
 fn predict(recipe: &Recipe, architecture: &Architecture, trained: u64) -> Memory {
     let size = size();
-    Memory::predict(&Run { recipe, architecture, trained, size: &size, held_out: 0, suites: &[] })
+    Memory::predict(&Run {
+        recipe,
+        architecture,
+        trained,
+        size: &size,
+        held_out: 0,
+        suites: &[],
+        teacher: None,
+    })
 }
 
 /// Weights of adapters of rank 2 on the seven layers of each block.
@@ -117,6 +125,7 @@ fn numbers_beyond_all_memory_stay_the_largest_number() {
         size: &size,
         held_out: u64::MAX,
         suites: &[Asked { rows: 1, tokens: u64::MAX, max_new_tokens: u64::MAX }],
+        teacher: None,
     };
     assert_eq!(Memory::predict(&run).total(), u64::MAX);
 }
@@ -131,6 +140,7 @@ fn what_does_not_fit_is_refused_with_settings_that_do() {
         size: &size,
         held_out: 0,
         suites: &[],
+        teacher: None,
     };
     let memory = Memory::predict(&run);
     let limit = |bytes| Limit { bytes, by: By::Variable };

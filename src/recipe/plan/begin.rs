@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::teacher::Taught;
 use super::{Plan, PlannedFile};
 use crate::dataset::consent::{Ask, Counts};
 use crate::dataset::describe;
@@ -33,6 +34,7 @@ impl Plan {
                 base.push(pin(&folder.join(name))?);
             }
         }
+        let teacher = self.taught.as_ref().map(Taught::pin).transpose()?;
         let mut pinned = BTreeMap::new();
         let mut data = Vec::new();
         for planned in &self.data {
@@ -58,6 +60,7 @@ impl Plan {
             recipe_sha256: self.recipe_sha256.clone(),
             hub: self.pinned.as_ref().map(|pinned| pinned.pin.clone()),
             base,
+            teacher,
             data,
             ask: self.ask.clone(),
             ledgers: self.spec.gate.heads(),
@@ -90,7 +93,7 @@ impl Plan {
     }
 }
 
-fn pin(path: &Path) -> Result<LockedFile, SourceError> {
+pub(super) fn pin(path: &Path) -> Result<LockedFile, SourceError> {
     let path = path.to_owned();
     if let Some(pin) = source::pin(&path)? {
         let (bytes, sha256) = (pin.bytes, pin.footer_sha256.clone());

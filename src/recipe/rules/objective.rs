@@ -14,6 +14,7 @@ impl Check<'_> {
             Objective::Orpo(orpo) => self.positive(orpo.beta, "objective.orpo.beta", "0.1"),
             Objective::Kto(kto) => self.kto(kto),
             Objective::Simpo(simpo) => self.simpo(simpo),
+            Objective::Distillation(distillation) => self.distillation(distillation, recipe),
         }
         if recipe.objective.has_reference() {
             self.reference(recipe);

@@ -102,6 +102,8 @@ fn the_recipe_reference_has_every_key_with_its_default() {
         sets
     };
     let sets = sets.chain(objectives.map(objective));
+    let taught = "objective={distillation: {teacher: {model: m}}}".to_owned();
+    let sets = sets.chain([vec![taught]]);
     let groups = "train.param_groups=[{params: [lora_B]}]".to_owned();
     for sets in sets.chain([vec![muon.to_owned(), "adapter=full".to_owned()], vec![groups]]) {
         let literal = recipe::read::parse(path, &example, &sets).unwrap();

@@ -186,7 +186,7 @@ impl Measure<'_> {
         let sums = |pair: [Answer; 2]| pair.map(|answer| answer.logp);
         let means = |pair: [Answer; 2]| pair.map(|answer| answer.logp / answer.tokens.max(1.0));
         match self.objective {
-            Objective::Supervised => {}
+            Objective::Supervised | Objective::Distillation(_) => {}
             Objective::Dpo(dpo) => {
                 for pair in pairs(answers, verdicts)? {
                     judgement.pair(grade::dpo(dpo, pair), sums(pair));

@@ -14,6 +14,7 @@ use heirloom::dataset::stream::{MicroBatch, Verdict};
 use heirloom::recipe::{Objective, RowsOf};
 use tch::Tensor;
 
+use super::distillation::Distillation;
 use super::loss;
 use crate::error::Result;
 use crate::model::Decoder;
@@ -22,6 +23,8 @@ use crate::model::Decoder;
 #[derive(Debug)]
 pub struct Measure<'r> {
     objective: &'r Objective,
+    /// Who teaches, where the objective is to learn from a teacher.
+    teacher: Option<&'r Distillation>,
     /// See `train.label_smoothing_factor`.
     smoothing: f64,
     /// Whether dropout is on, and a gradient is wanted.
@@ -67,14 +70,19 @@ impl<'r> Measure<'r> {
             Objective::Kto(_) => judged::kl(model, batches)?,
             _ => 0.0,
         };
-        Ok(Self { objective, smoothing, train, over, learned, kl })
+        Ok(Self { objective, teacher: None, smoothing, train, over, learned, kl })
+    }
+
+    /// With the teacher that the objective needs, if it needs one.
+    pub fn taught_by(self, teacher: Option<&'r Distillation>) -> Self {
+        Self { teacher, ..self }
     }
 
     /// What one of these batches adds; nothing where it has nothing to learn from.
     pub fn part(&self, model: &mut Decoder, batch: &MicroBatch) -> Result<Option<Part>> {
         match (self.objective.rows(), self.train) {
-            (RowsOf::Examples, true) => self.supervised(model, batch),
-            (RowsOf::Examples, false) => tch::no_grad(|| self.supervised(model, batch)),
+            (RowsOf::Examples, true) => self.token_by_token(model, batch),
+            (RowsOf::Examples, false) => tch::no_grad(|| self.token_by_token(model, batch)),
             (_, true) => self.judged(model, batch),
             (_, false) => tch::no_grad(|| self.judged(model, batch)),
         }
@@ -93,10 +101,12 @@ impl<'r> Measure<'r> {
         figures.means()
     }
 
-    fn supervised(&self, model: &Decoder, batch: &MicroBatch) -> Result<Option<Part>> {
-        let Some(sum) = loss::sum(model, batch, self.train, self.smoothing)? else {
-            return Ok(None);
+    fn token_by_token(&self, model: &Decoder, batch: &MicroBatch) -> Result<Option<Part>> {
+        let sum = match self.teacher {
+            Some(teacher) => teacher.sum(model, batch, self.train, self.smoothing)?,
+            None => loss::sum(model, batch, self.train, self.smoothing)?,
         };
+        let Some(sum) = sum else { return Ok(None) };
         let graph = if self.train { Some(sum.f_div_scalar(self.over)?) } else { None };
         Ok(Some(Part { sum: sum.f_double_value(&[])?, graph, figures: Figures::default() }))
     }
