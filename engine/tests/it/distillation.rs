@@ -183,7 +183,7 @@ fn rows_without_weight_teach_nothing() {
     let (golden, student) = (golden(), student());
     let distillation = Distillation::open(&settings([0.0, 1.0, 1.0]), Device::Cpu).unwrap();
     let mut batch = golden.packed();
-    let (loss, _) = learned(&distillation, &student, &[batch.clone()]);
+    let (loss, _) = learned(&distillation, &student, std::slice::from_ref(&batch));
     let mut double = batch.clone();
     double.weights.iter_mut().for_each(|weight| *weight *= 2.0);
     let (doubled, _) = learned(&distillation, &student, &[double]);
@@ -230,7 +230,7 @@ fn the_rest_of_the_share_is_the_cross_entropy() {
     let batch = golden.packed();
     let of = |kd_ratio| {
         let distillation = Distillation::open(&settings([0.5, 2.0, kd_ratio]), Device::Cpu);
-        learned(&distillation.unwrap(), &student, &[batch.clone()]).0
+        learned(&distillation.unwrap(), &student, std::slice::from_ref(&batch)).0
     };
     let rows = loss::nll_sum(&student.0, &batch, true).unwrap().unwrap() / batch.weight();
     let mixed = 0.25 * of(1.0) + 0.75 * rows.double_value(&[]);
