@@ -80,7 +80,7 @@ struct Found {
     lora_dropout: f64,
     peft_type: String,
     r: u32,
-    target_modules: Modules,
+    target_modules: Option<Modules>,
     target_parameters: Option<Vec<String>>,
     modules_to_save: Option<Vec<String>>,
     trainable_token_indices: Option<Indices>,
@@ -167,17 +167,23 @@ pub fn describe(folder: &Path) -> Result<Described, PeftError> {
         return Err(refuse("alpha_pattern", format!("{name}: {alpha}")));
     }
     let exclude_modules = names("exclude_modules", config.exclude_modules)?;
-    let mut parameters = Vec::new();
+    let (mut parameters, mut target_parameters) = (Vec::new(), Vec::new());
     for parameter in config.target_parameters.unwrap_or_default() {
         match parameter.strip_suffix(".weight") {
             Some(layer) => parameters.push(layer.to_owned()),
+            None if is_name(&parameter) => target_parameters.push(parameter),
             None => return Err(refuse("target_parameters", parameter)),
         }
     }
     let targets = match config.target_modules {
-        Modules::List(modules) => Targets::Modules([modules, parameters].concat()),
-        Modules::Word(word) if word == "all-linear" => Targets::AllLinear,
-        Modules::Word(word) => return Err(refuse("target_modules", word)),
+        // PEFT takes the family's usual layers, or none beside parameters.
+        None if parameters.is_empty() && target_parameters.is_empty() => {
+            return Err(refuse("target_modules", "null".to_owned()));
+        }
+        None => Targets::Modules(parameters),
+        Some(Modules::List(modules)) => Targets::Modules([modules, parameters].concat()),
+        Some(Modules::Word(word)) if word == "all-linear" => Targets::AllLinear,
+        Some(Modules::Word(word)) => return Err(refuse("target_modules", word)),
     };
     let mut modules_to_save = Vec::new();
     for name in config.modules_to_save.unwrap_or_default() {
@@ -210,6 +216,7 @@ pub fn describe(folder: &Path) -> Result<Described, PeftError> {
             // Whatever it was: it is over.
             init_lora_weights: Start::Default,
             targets,
+            target_parameters,
             exclude_modules,
             layers_to_transform: match config.layers_to_transform {
                 None => Vec::new(),

@@ -7,6 +7,7 @@
 //! Reference: `LoraConfig` of PEFT 0.21.2; a name chooses layers as there, by the full path or by
 //! the last parts of it, and is no regular expression.
 
+mod parameters;
 mod words;
 
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Module, TokenIndices, is_part, is_tail};
 use crate::peft::{self, PeftError};
+pub use parameters::{PairKeys, parameter_keys};
 pub use words::{Bias, Pattern, Start, Targets};
 
 /// Families where PEFT takes every target called like a layer of a feed-forward part for the
@@ -124,6 +126,9 @@ pub struct Lora {
     /// `target_modules`.
     #[serde(default)]
     pub targets: Targets,
+    /// Weights of routed experts that get an adapter.
+    #[serde(default)]
+    pub target_parameters: Vec<String>,
     /// Linear layers that get no adapter although `targets` names them.
     #[serde(default)]
     pub exclude_modules: Vec<String>,
@@ -159,6 +164,7 @@ impl Lora {
             use_dora: false,
             init_lora_weights: Start::Default,
             targets: Targets::AllLinear,
+            target_parameters: Vec::new(),
             exclude_modules: Vec::new(),
             layers_to_transform: Vec::new(),
             rank_pattern: Pattern::default(),

@@ -21,7 +21,7 @@ use super::memory::{self, Asked, Memory, MemoryError};
 use super::problem::{Fault, Problem, RecipeError, listed, most_alike};
 use super::read::Pinned;
 use super::{Adapter, Data, Literal, Module, Recipe, Suite, is_part, optimizer};
-use crate::base::{Architecture, BaseFolder, Linear};
+use crate::base::{Architecture, BaseFolder, Layer, Linear};
 use crate::dataset::batch::RowFile;
 use crate::dataset::chat::ChatEncoder;
 use crate::dataset::consent::{Ask, Counts};
@@ -412,6 +412,8 @@ fn trained_names(recipe: &Recipe, base: &BaseFolder) -> Vec<String> {
         let named = |part: &str| format!("base_model.model.{}.{part}", layer.name);
         parts.chain(bias).map(named).collect::<Vec<_>>()
     };
+    let parameters = base.architecture.layers.iter().filter_map(Layer::expert_parameters);
+    let parameters = parameters.flat_map(|parameters| lora.parameter_keys(&parameters));
     let tables = Module::ALL.into_iter().filter(|module| {
         lora.modules_to_save.contains(module)
             || !recipe.base.added_tokens.is_empty()
@@ -421,7 +423,8 @@ fn trained_names(recipe: &Recipe, base: &BaseFolder) -> Vec<String> {
         Module::EmbedTokens => "base_model.model.model.embed_tokens.weight".to_owned(),
         Module::LmHead => "base_model.model.lm_head.weight".to_owned(),
     });
-    base.architecture.linear_layers().into_iter().flat_map(layer).chain(tables).collect()
+    let layers = base.architecture.linear_layers().into_iter().flat_map(layer);
+    layers.chain(parameters.flatten().flatten()).chain(tables).collect()
 }
 
 /// The key to point at for something wrong with the rows.

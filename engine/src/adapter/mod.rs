@@ -1,10 +1,11 @@
-//! The adapter room: wrapping linear layers, trained rows, and PEFT's file format.
+//! The adapter room: wrapping linear layers and routed experts (`experts`), trained rows, and PEFT's file format.
 //!
 //! Owns which tensors an adapter has ([`attach`]), where they start ([`start`]), what it trains
 //! of embedding and output ([`tokens`]) and `adapter_config.json` with
 //! `adapter_model.safetensors` ([`peft`]). Applying and merging stand in `model::Linear` and
 //! `model::Replacement`.
 
+mod experts;
 pub mod peft;
 pub mod start;
 pub mod tokens;
@@ -38,7 +39,7 @@ impl Keys {
     }
 }
 
-/// Every tensor of the linear layers with its shape, in the order of [`attach`].
+/// Every tensor of the linear layers and of routed experts with its shape, in the order of [`attach`].
 fn expected(model: &Decoder, lora: &Lora) -> Result<Vec<(String, Vec<i64>)>> {
     let mut expected = Vec::new();
     for linear in model.linears() {
@@ -57,12 +58,14 @@ fn expected(model: &Decoder, lora: &Lora) -> Result<Vec<(String, Vec<i64>)>> {
             expected.push((keys.bias, vec![out_features]));
         }
     }
+    expected.extend(experts::expected(model, lora));
     Ok(expected)
 }
 
 /// Wraps every target of `model`; `get` is asked for A (`[r, in]`), B (`[out, r]`), the
 /// magnitude and the bias (`[out]`) of each layer that has them by key and shape, in the order
-/// of the layers, then for what is trained of the embedding and of the output.
+/// of the layers, then for A and B of routed experts and for what is trained of the embedding
+/// and of the output.
 pub fn attach(
     model: &mut Decoder,
     lora: &Lora,
@@ -90,6 +93,7 @@ pub fn attach(
             linear.trained_bias = Some(get(&keys.bias, &[out_features])?);
         }
     }
+    experts::attach(model, lora, &mut get)?;
     tokens::attach(model, lora, get)
 }
 
@@ -105,7 +109,8 @@ pub fn weights(model: &Decoder) -> Vec<(String, Tensor)> {
         let all = all.chain(linear.trained_bias.as_ref().map(|trained| (bias, trained)));
         all.map(|(key, tensor)| (key, tensor.shallow_clone())).collect::<Vec<_>>()
     };
-    model.linears().flat_map(one).chain(tokens::weights(model)).collect()
+    let layers = model.linears().flat_map(one);
+    layers.chain(experts::weights(model)).chain(tokens::weights(model)).collect()
 }
 
 /// What is written of a model's adapter: as [`weights`], but with what was taken out of the base

@@ -191,8 +191,9 @@ pub fn save(folder: &Path, model: &Decoder, lora: &Lora, base: &Path) -> Result<
     };
     modules.sort();
     modules.dedup();
+    let layers = parameters.into_iter().map(|name| format!("{name}.weight"));
     let target_parameters: Vec<String> =
-        parameters.into_iter().map(|name| format!("{name}.weight")).collect();
+        layers.chain(lora.target_parameters.iter().cloned()).collect();
     // A base on the hub is named as PEFT names it, so that PEFT finds it there.
     let (base_model_name_or_path, revision) = match Address::of(base) {
         Some(Ok(address)) => (address.repo, Some(address.revision)),

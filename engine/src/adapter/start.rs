@@ -12,7 +12,7 @@
 use heirloom::recipe::{Lora, Start};
 use tch::{Device, Kind, Tensor};
 
-use super::{Keys, tokens};
+use super::{Keys, experts, tokens};
 use crate::error::Result;
 use crate::model::{Decoder, Linear, lengths};
 
@@ -42,6 +42,7 @@ pub fn initial(
                 initial.push((keys.bias, bias.f_to_kind(Kind::Float)?));
             }
         }
+        initial.extend(experts::initial(model, lora)?);
         Ok(())
     })?;
     initial.extend(tokens::initial(model, lora)?);

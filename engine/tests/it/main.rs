@@ -8,6 +8,7 @@ mod adapter_runs;
 mod adapters;
 mod bench;
 mod checkpointing;
+mod experts;
 mod export;
 mod families;
 mod formats;

@@ -71,6 +71,18 @@ fn shapes(
                 pairs.push((format!("{}.lora_A", layer.name), vec![rank, layer.in_features]));
                 pairs.push((format!("{}.lora_B", layer.name), vec![layer.out_features, rank]));
             }
+            let parameters = architecture.expert_parameters().into_iter();
+            for parameter in parameters.filter(|it| lora.chooses_parameter(&it.name)) {
+                let rank = lora.rank_of(&parameter.name) as usize * parameter.experts;
+                pairs.push((
+                    format!("{}.lora_A", parameter.name),
+                    vec![rank, parameter.in_features],
+                ));
+                pairs.push((
+                    format!("{}.lora_B", parameter.name),
+                    vec![parameter.out_features, rank],
+                ));
+            }
         }
     }
     all.into_iter().chain(pairs)

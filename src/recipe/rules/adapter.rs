@@ -29,12 +29,13 @@ impl Check<'_> {
         );
         if let Targets::Modules(names) = &lora.targets {
             self.rule(
-                !names.is_empty(),
+                !names.is_empty() || !lora.target_parameters.is_empty(),
                 "adapter.lora.targets",
                 "is empty",
                 "write `all-linear` or names such as `[q_proj, v_proj]`",
             );
         }
+        self.target_parameters(lora);
         self.patterns(lora);
         self.start(lora, quantization);
         self.trained_rows(lora);
@@ -60,6 +61,33 @@ impl Check<'_> {
             "adapter.lora.init_lora_weights",
             "is a start, and the adapter of `from` has begun long ago",
             "leave it out",
+        );
+    }
+
+    /// PEFT adds the update of a parameter to the weight itself, which knows of no inputs to
+    /// drop, and finds neither magnitudes nor parts of it.
+    fn target_parameters(&mut self, lora: &Lora) {
+        if lora.target_parameters.is_empty() {
+            return;
+        }
+        let beside = "and PEFT has none for `target_parameters`";
+        self.rule(
+            lora.dropout == 0.0,
+            "adapter.lora.dropout",
+            format!("drops inputs, {beside}"),
+            "leave out one of the two",
+        );
+        self.rule(
+            !lora.use_dora,
+            "adapter.lora.use_dora",
+            format!("trains lengths of rows, {beside}"),
+            "leave out one of the two",
+        );
+        self.rule(
+            matches!(lora.init_lora_weights, Start::Default | Start::Gaussian),
+            "adapter.lora.init_lora_weights",
+            format!("is a start that decomposes weights, {beside}"),
+            "write `true` or `gaussian`",
         );
     }
 
