@@ -3,9 +3,10 @@
 //! Owns reading it into a recipe's words ([`describe`]); which settings are accepted at all stands
 //! in `settings`. Does not own the weights beside it: the engine reads and writes those.
 //!
-//! Reference: `LoraConfig` of PEFT 0.21.2.
+//! Reference: `LoraConfig` of PEFT 0.21.2, and `VeraConfig` (`vera`).
 
 mod settings;
+mod vera;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -103,6 +104,15 @@ enum Blocks {
     Some(Vec<u32>),
 }
 
+impl Blocks {
+    fn all(self) -> Vec<u32> {
+        match self {
+            Self::One(block) => vec![block],
+            Self::Some(blocks) => blocks,
+        }
+    }
+}
+
 /// A list for the embedding, or rows by the name of the module.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
@@ -138,7 +148,10 @@ pub fn describe(folder: &Path) -> Result<Described, PeftError> {
     let json = |source| PeftError::Json { path: path.clone(), source };
     let value: Value = serde_json::from_slice(&text).map_err(json)?;
     let refuse = |key: &str, value: String| settings::refusal(&path, key, &value);
-    settings::check(&path, &value)?;
+    if value.get("peft_type").and_then(Value::as_str) == Some("VERA") {
+        return vera::describe(&path, value);
+    }
+    settings::check(&path, &value, &settings::LORA)?;
     let config: Found = serde_json::from_value(value).map_err(json)?;
     if config.peft_type != "LORA" {
         return Err(refuse("peft_type", config.peft_type));
@@ -218,16 +231,13 @@ pub fn describe(folder: &Path) -> Result<Described, PeftError> {
             targets,
             target_parameters,
             exclude_modules,
-            layers_to_transform: match config.layers_to_transform {
-                None => Vec::new(),
-                Some(Blocks::One(block)) => vec![block],
-                Some(Blocks::Some(blocks)) => blocks,
-            },
+            layers_to_transform: config.layers_to_transform.map(Blocks::all).unwrap_or_default(),
             rank_pattern,
             alpha_pattern,
             bias: config.bias.unwrap_or_default(),
             modules_to_save,
             trainable_token_indices,
+            vera: None,
         },
         base: config.base_model_name_or_path.map(PathBuf::from),
         ensure_weight_tying: config.ensure_weight_tying == Some(true),

@@ -31,7 +31,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use adapter::{
-    Adapter, Bias, FEED_FORWARD_AS_PARAMETERS, Lora, PairKeys, Pattern, Start, Targets,
+    Adapter, Bias, FEED_FORWARD_AS_PARAMETERS, Lora, PairKeys, Pattern, Start, Targets, Vectors,
     parameter_keys,
 };
 pub use data::{

@@ -271,7 +271,8 @@ impl Looking<'_> {
     }
 
     fn rule(&mut self, key: &str, what: String, hint: String) {
-        self.report(key, Fault::Rule { key: key.to_owned(), what, hint });
+        let key = self.literal.recipe.adapter.key(key);
+        self.report(&key, Fault::Rule { key: key.clone(), what, hint });
     }
 
     fn base(&mut self) -> Option<BaseFolder> {
@@ -405,7 +406,11 @@ fn trained_names(recipe: &Recipe, base: &BaseFolder) -> Vec<String> {
         return names.filter(|name| adapter.trains(name)).collect();
     };
     let layer = |layer: Linear| {
-        let pair = ["lora_A.weight", "lora_B.weight"].into_iter();
+        let pair = match lora.vera {
+            Some(_) => ["vera_lambda_d", "vera_lambda_b"],
+            None => ["lora_A.weight", "lora_B.weight"],
+        };
+        let pair = pair.into_iter();
         let lengths = lora.use_dora.then_some("lora_magnitude_vector");
         let parts = pair.chain(lengths).filter(|_| lora.chooses(&layer.name));
         let bias = (layer.bias && lora.trains_bias(&layer.name)).then_some("bias");

@@ -185,6 +185,17 @@ fn each_rule_refuses_what_it_should() {
             "adapter.lora={ rank: 2, alpha: 4, init_lora_weights: pissa, target_parameters: [a] }",
             "`adapter.lora.init_lora_weights` is a start that decomposes weights",
         ),
+        ("adapter={ vera: { rank: 0 } }", "`adapter.vera.rank` must be at least 1"),
+        (
+            "adapter={ vera: { rank: 8, d_initial: 0 } }",
+            "`adapter.vera.d_initial` is 0, from which",
+        ),
+        ("adapter={ vera: { rank: 8, dropout: 1 } }", "`adapter.vera.dropout` must be at least 0"),
+        ("adapter={ vera: { rank: 8, targets: [] } }", "`adapter.vera.targets` is empty"),
+        (
+            "adapter={ vera: { rank: 8, layers_to_transform: [1, 1] } }",
+            "`adapter.vera.layers_to_transform` names a block twice",
+        ),
         ("adapter.lora.targets=all-liner", "`adapter.lora.targets` must be `all-linear` or a list"),
         ("data.purpose=[]", "`data.purpose` is empty"),
         ("data.purpose=[Research]", "`data.purpose[0]` is not a term"),

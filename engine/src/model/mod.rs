@@ -25,7 +25,7 @@ pub mod weights;
 pub use cache::Cache;
 pub use decoder::Decoder;
 pub use expert_update::{AdaptedExpert, ExpertLowRank, ExpertParameter};
-pub use linear::{Linear, LowRank};
+pub use linear::{Linear, LowRank, Vectors};
 pub use magnitude::{Magnitude, lengths};
 pub use replacement::{Replaced, Replacement, Rows};
 pub use weight::Weight;

@@ -23,6 +23,7 @@ mod runs;
 mod support;
 mod tokens;
 mod track;
+mod vera;
 mod weights;
 mod withdrawals;
 mod words;

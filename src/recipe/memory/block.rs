@@ -146,7 +146,9 @@ impl Pass<'_> {
         let taken_out = lora.init_lora_weights.is_taken_out();
         let rank = f64::from(lora.rank_of(&linear.name)) * if taken_out { 2.0 } else { 1.0 };
         let copy = if self.width < F32 { self.width } else { 0.0 };
-        let copies = copy + if taken_out { F32 } else { 0.0 };
+        // And rows of what VeRA shares are scaled anew for each layer.
+        let anew = taken_out || lora.vera.is_some();
+        let copies = copy + if anew { F32 } else { 0.0 };
         // Which inputs dropout keeps, a byte each.
         let mut kept = if lora.dropout > 0.0 { self.rows * inputs } else { 0.0 };
         if lora.use_dora {
@@ -164,6 +166,9 @@ impl Pass<'_> {
             Adapter::Full(_) => 0.0,
             Adapter::Lora(lora) if lora.chooses(&linear.name) => {
                 let rank = f64::from(lora.rank_of(&linear.name));
+                if lora.vera.is_some() {
+                    return F32 * (rank + linear.out_features as f64);
+                }
                 rank * (linear.in_features + linear.out_features) as f64
             }
             Adapter::Lora(_) => 0.0,
@@ -182,6 +187,15 @@ impl Pass<'_> {
             }
             _ => 0.0,
         };
+        // The gradients of the scaled rows of what VeRA shares.
+        let dropped = dropped
+            + match &self.recipe.adapter {
+                Adapter::Lora(lora) if lora.vera.is_some() && lora.chooses(&linear.name) => {
+                    let features = (linear.in_features + linear.out_features) as f64;
+                    2.0 * F32 * f64::from(lora.rank) * features
+                }
+                _ => 0.0,
+            };
         if !self.storage.quantizes(&linear.name) {
             return dropped;
         }

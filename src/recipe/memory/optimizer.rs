@@ -68,6 +68,11 @@ fn shapes(
             let layers = architecture.linear_layers();
             for layer in layers.into_iter().filter(|layer| lora.chooses(&layer.name)) {
                 let rank = lora.rank_of(&layer.name) as usize;
+                if lora.vera.is_some() {
+                    pairs.push((format!("{}.vera_lambda_d", layer.name), vec![rank]));
+                    pairs.push((format!("{}.vera_lambda_b", layer.name), vec![layer.out_features]));
+                    continue;
+                }
                 pairs.push((format!("{}.lora_A", layer.name), vec![rank, layer.in_features]));
                 pairs.push((format!("{}.lora_B", layer.name), vec![layer.out_features, rank]));
             }

@@ -46,7 +46,11 @@ impl Looking<'_> {
         let of_layer = |layer: &Linear| {
             let wrapped = lora.chooses(&layer.name);
             let (inputs, outputs) = (layer.in_features as u64, layer.out_features as u64);
-            let pair = u64::from(lora.rank_of(&layer.name)).saturating_mul(inputs + outputs);
+            let rank = u64::from(lora.rank_of(&layer.name));
+            let pair = match lora.vera {
+                Some(_) => rank + outputs,
+                None => rank.saturating_mul(inputs + outputs),
+            };
             let lengths = if lora.use_dora { outputs } else { 0 };
             let bias = if layer.bias && lora.trains_bias(&layer.name) { outputs } else { 0 };
             bias.saturating_add(if wrapped { pair.saturating_add(lengths) } else { 0 })
@@ -89,8 +93,12 @@ impl Looking<'_> {
         let path = folder.join(peft::WEIGHTS);
         let Some(stored) = self.take(key, Checkpoint::open_file(&path)) else { return };
         let layers = layers.iter().filter(|layer| lora.chooses(&layer.name)).map(|layer| {
-            let key = format!("base_model.model.{}.lora_A.weight", layer.name);
-            (&layer.name, key, [lora.rank_of(&layer.name) as usize, layer.in_features])
+            let (prefix, rank) = (&layer.name, lora.rank_of(&layer.name) as usize);
+            let (part, shape) = match lora.vera {
+                Some(_) => ("vera_lambda_d", vec![rank]),
+                None => ("lora_A.weight", vec![rank, layer.in_features]),
+            };
+            (&layer.name, format!("base_model.model.{prefix}.{part}"), shape)
         });
         let parameters: Vec<_> =
             architecture.layers.iter().filter_map(Layer::expert_parameters).collect();
@@ -99,7 +107,7 @@ impl Looking<'_> {
             keys.filter_map(|(parameter, keys)| {
                 let [key, _] = keys?;
                 let rank = lora.rank_of(&parameter.name) as usize * parameter.experts;
-                Some((&parameter.name, key, [rank, parameter.in_features]))
+                Some((&parameter.name, key, vec![rank, parameter.in_features]))
             })
         });
         let lacking = layers
@@ -204,18 +212,21 @@ impl Looking<'_> {
         }
     }
 
-    /// PEFT has no DoRA for weights that it finds as parameters.
+    /// PEFT has neither DoRA nor VeRA for weights that it finds as parameters.
     fn magnitudes(&mut self, lora: &Lora, architecture: &Architecture, chosen: &[&Linear]) {
-        if !lora.use_dora || !FEED_FORWARD_AS_PARAMETERS.contains(&architecture.model_type) {
+        let other = lora.use_dora || lora.vera.is_some();
+        if !other || !FEED_FORWARD_AS_PARAMETERS.contains(&architecture.model_type) {
             return;
         }
         let outside = chosen.iter().filter(|layer| !layer.name.contains(".self_attn."));
         let lasts: BTreeSet<&str> =
             outside.filter_map(|layer| layer.name.rsplit('.').next()).collect();
         if let Some(last) = lasts.first() {
-            let what = format!("reaches `{last}`, for which PEFT has no DoRA in this family");
+            let method = lora.method();
+            let what = format!("reaches `{last}`, for which PEFT has no {method} in this family");
+            let key = if lora.use_dora { "adapter.lora.use_dora" } else { "adapter.lora.targets" };
             let hint = "name layers of the attention alone in `targets`".to_owned();
-            self.rule("adapter.lora.use_dora", what, hint);
+            self.rule(key, what, hint);
         }
     }
 }
