@@ -42,7 +42,6 @@ pub enum Adapter {
 /// The words of a recipe for it.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "there is one for each recipe")]
 enum Words {
     Lora(Lora),
     Vera(Vera),

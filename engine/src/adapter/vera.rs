@@ -64,9 +64,9 @@ impl Projections {
     }
 
     /// Of one layer.
-    pub(super) fn vectors(&self, d: Tensor, b: Tensor) -> Vectors {
+    pub(super) fn vectors(&self, d: Tensor, b: Tensor) -> Box<Vectors> {
         let shared = (self.a.shallow_clone(), self.b.shallow_clone());
-        Vectors { d, b, shared }
+        Box::new(Vectors { d, b, shared })
     }
 
     /// The parts of A and B that a layer of this shape has.

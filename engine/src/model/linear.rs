@@ -43,7 +43,7 @@ pub struct LowRank {
     /// The lengths of the rows, where they are trained by themselves.
     pub magnitude: Option<Magnitude>,
     /// What is trained in the place of A and B, which stay as they are.
-    pub vectors: Option<Vectors>,
+    pub vectors: Option<Box<Vectors>>,
     /// `lora_alpha / r`, or as `use_rslora` has it.
     pub scaling: f64,
     /// Probability of dropping an input, while training.
@@ -72,7 +72,7 @@ impl LowRank {
 
     /// A and B of the whole update, that of the start taken out.
     pub fn whole(&self) -> Result<(Tensor, Tensor)> {
-        if let Some(Vectors { d, b, .. }) = &self.vectors {
+        if let Some(Vectors { d, b, .. }) = self.vectors.as_deref() {
             return Ok((self.a.f_mul(&d.f_unsqueeze(1)?)?, self.b.f_mul(&b.f_unsqueeze(1)?)?));
         }
         match &self.start {
@@ -292,7 +292,7 @@ impl Linear {
         }
         if let Some(low_rank) = &mut self.low_rank {
             (low_rank.a, low_rank.b) = (low_rank.a.f_to(device)?, low_rank.b.f_to(device)?);
-            if let Some(Vectors { d, b, .. }) = &mut low_rank.vectors {
+            if let Some(Vectors { d, b, .. }) = low_rank.vectors.as_deref_mut() {
                 (*d, *b) = (d.f_to(device)?, b.f_to(device)?);
             }
             if let Some(magnitude) = &mut low_rank.magnitude {

@@ -128,7 +128,7 @@ fn experts_without_their_adapter_are_those_of_the_base() {
         let (mut model, parameters) = adapted(case, family);
         drop(parameters);
         let with = of(&model);
-        let off = model.without_adapter(|model| of(model)).unwrap();
+        let off = model.without_adapter(of).unwrap();
         assert_eq!(off, of(&plain(family)), "{case}");
         assert_eq!(of(&model), with, "{case}");
     }
