@@ -183,7 +183,8 @@ fn read_again(mut model: Decoder, folder: &Path) -> Decoder {
 /// Logits of a small batch.
 fn of(model: &Decoder) -> Tensor {
     let tokens: Vec<u32> = (0..24).map(|place| (place * 7 + 3) % 90).collect();
-    let batch = MicroBatch { weights: vec![1.0; 24], lengths: vec![10, 14], tokens };
+    let (weights, lengths) = (vec![1.0; 24], vec![10, 14]);
+    let batch = MicroBatch { weights, lengths, tokens, ..MicroBatch::default() };
     tch::no_grad(|| logits(model, &batch))
 }
 
