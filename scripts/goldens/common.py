@@ -84,7 +84,8 @@ def save_adapter(model, folder, base, **how):
     config = json.loads(path.read_text())
     # PEFT keeps the targets in sets, whose order differs from run to run.
     for key in ["target_modules", "target_parameters", "exclude_modules"]:
-        config[key] = config[key] and sorted(config[key])
+        if config.get(key):
+            config[key] = sorted(config[key])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

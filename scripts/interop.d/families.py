@@ -37,6 +37,11 @@ VOCAB = 1024  # of data/seedling's tokenizer
 # Longer than a sliding window, and than the original length of a scaling.
 PROMPTS = [7, 60, 150]
 STEPS = 6
+# Families with routed experts, which have a second case with these adapted, too.
+EXPERTS = ["mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss"]
+LORA = "lora: { rank: 4, alpha: 8, targets: all-linear }"
+OF_EXPERTS = LORA.replace(" }", ", target_parameters: [mlp.experts.gate_up_proj, mlp.experts.down_proj] }")
+VERA = "vera: { rank: 64, targets: all-linear, projection_prng_key: 5, save_projection: %s }"
 RECIPE = """\
 heirloom: 1
 name: {name}
@@ -44,7 +49,7 @@ base:
   model: {base}
   dtype: float32
 adapter:
-  lora: {{ rank: 4, alpha: 8, targets: all-linear }}
+  {adapter}
 data:
   purpose: [dpv:ServiceProvision]
   train:
@@ -87,12 +92,13 @@ def load(folder):
         folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager")
 
 
-def round_trip(name, programs, work):
+def round_trip(name, adapter, programs, work):
     """The largest differences: with the adapter, and merged."""
     base = work / "base"
     make_base(name, base)
     (work / "recipe.yaml").write_text(
-        RECIPE.format(name=name, base=base, rows=ROOT / "data/catalogue/train-00000.parquet", steps=STEPS))
+        RECIPE.format(name=name, base=base, rows=ROOT / "data/catalogue/train-00000.parquet", steps=STEPS,
+                      adapter=adapter))
     heirloom(programs.heirloom, work, "train", "recipe.yaml")
     for shape in ["adapter", "merged"]:
         heirloom(programs.heirloom, work, "export", f"runs/{name}", "--to", shape, "-o", shape)
@@ -113,9 +119,11 @@ def round_trip(name, programs, work):
 def check_loaded(model, folder):
     """PEFT wraps what the file has and nothing else: it only warns of keys it does not find."""
     wrapped = {
-        key.replace(".default.", "."): weight
-        for key, weight in model.named_parameters() if ".lora_" in key}
+        key.replace(".default.", ".").removesuffix(".default"): weight
+        for key, weight in model.named_parameters() if ".lora_" in key or ".vera_" in key}
     saved = load_file(folder / "adapter_model.safetensors")
+    # What VeRA shares is no parameter.
+    saved = {key: weight for key, weight in saved.items() if key not in ["base_model.vera_A", "base_model.vera_B"]}
     if wrapped.keys() != saved.keys():
         raise RuntimeError(f"PEFT wraps something else: {sorted(wrapped.keys() ^ saved.keys())[:2]}")
     if not all(torch.equal(weight.float(), saved[key].float()) for key, weight in wrapped.items()):
@@ -135,16 +143,23 @@ def main():
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     table, lines = Table(), []
-    for name in args.cases or CASES:
+    cases = [(name, name, LORA) for name in CASES]
+    cases += [(f"{name}-experts", name, OF_EXPERTS) for name in EXPERTS]
+    cases += [("llama-vera", "llama", VERA % "true"), ("qwen3-vera", "qwen3", VERA % "false")]
+    if unknown := set(args.cases) - {case for case, _, _ in cases}:
+        parser.error(f"no such case: {' '.join(sorted(unknown))}")
+    for case, name, adapter in cases:
+        if args.cases and case not in args.cases:
+            continue
         with tempfile.TemporaryDirectory() as work:
             try:
-                adapter, merged = round_trip(name, args, Path(work))
+                adapted, merged = round_trip(name, adapter, args, Path(work))
             except Exception as error:  # noqa: BLE001: whatever fails is the verdict
-                table.holds(f"{name}: round trip", False, str(error)[:200])
+                table.holds(f"{case}: round trip", False, str(error)[:200])
                 continue
-        table.near(f"{name}: with the adapter, against PEFT", adapter, FLOAT32_LIMIT)
-        table.near(f"{name}: merged, against Transformers", merged, FLOAT32_LIMIT)
-        kept = dict(case=name, adapter=adapter, merged=merged)
+        table.near(f"{case}: with the adapter, against PEFT", adapted, FLOAT32_LIMIT)
+        table.near(f"{case}: merged, against Transformers", merged, FLOAT32_LIMIT)
+        kept = dict(case=case, adapter=adapted, merged=merged)
         lines.append(json.dumps(kept, sort_keys=True) + "\n")
     table.print()
     if args.json:

@@ -317,6 +317,8 @@ pub struct Groups {
 pub enum ExpertWeights {
     /// Three linear layers without bias for each expert: gate, up, down.
     Each {
+        /// Module path of all of them in Transformers.
+        name: String,
         /// By expert.
         experts: Vec<[Linear; 3]>,
         /// On the gate.
@@ -338,6 +340,41 @@ pub enum ExpertWeights {
         /// Gates are cut off above, the other half on both sides.
         limit: f64,
     },
+}
+
+/// A weight of all experts of a block, which Transformers keeps in one tensor whatever the
+/// checkpoint does: `gate_up_proj` or `down_proj`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpertParameter {
+    /// Its path in Transformers.
+    pub name: String,
+    /// Number of experts.
+    pub experts: usize,
+    /// Width of an expert's input.
+    pub in_features: usize,
+    /// Width of its output.
+    pub out_features: usize,
+}
+
+impl ExpertWeights {
+    /// Both of them, `gate_up_proj` first.
+    pub fn parameters(&self) -> [ExpertParameter; 2] {
+        let (name, experts, hidden, width) = match self {
+            Self::Each { name, experts, .. } => {
+                let first = experts.first().map(|[gate, ..]| (gate.in_features, gate.out_features));
+                let (hidden, width) = first.unwrap_or_default();
+                (name, experts.len(), hidden, width)
+            }
+            Self::Stacked { name, count, hidden, width, .. } => (name, *count, *hidden, *width),
+        };
+        let parameter = |part: &str, in_features, out_features| ExpertParameter {
+            name: format!("{name}.{part}"),
+            experts,
+            in_features,
+            out_features,
+        };
+        [parameter("gate_up_proj", hidden, 2 * width), parameter("down_proj", width, hidden)]
+    }
 }
 
 /// Checkpoint key of the token embedding.

@@ -4,7 +4,7 @@
 //! parameters; changing it changes runs. Does not own the description itself.
 
 use super::architecture::{
-    Architecture, Attention, EMBEDDING, ExpertWeights, FeedForward, GateUp, Gated,
+    Architecture, Attention, EMBEDDING, ExpertParameter, ExpertWeights, FeedForward, GateUp, Gated,
     GroupedAttention, LatentAttention, LatentQuery, Layer, LayerNorms, Linear, Norm, OUTPUT, Qkv,
 };
 
@@ -43,6 +43,12 @@ impl Architecture {
         let mut layers = self.linear_layers();
         layers.extend(self.layers.iter().flat_map(experts));
         layers
+    }
+
+    /// The weights of routed experts that an adapter can reach, as PEFT's `target_parameters`
+    /// does: two for each block that has experts.
+    pub fn expert_parameters(&self) -> Vec<ExpertParameter> {
+        self.layers.iter().flat_map(Layer::expert_parameters).flatten().collect()
     }
 
     /// Weights of the model; tied ones count once. Dimensions that no model has together
@@ -152,6 +158,14 @@ impl Layer {
             }
         }
         linears
+    }
+
+    /// The weights of its routed experts, if it has any.
+    pub fn expert_parameters(&self) -> Option<[ExpertParameter; 2]> {
+        match &self.feed_forward {
+            FeedForward::Gated(_) => None,
+            FeedForward::Experts(experts) => Some(experts.experts.parameters()),
+        }
     }
 
     /// The norms, in the order in which they are applied.

@@ -250,8 +250,11 @@ fn describe(plan: &Plan) -> String {
         "adapter",
         &match &recipe.adapter {
             Adapter::Lora(lora) => {
-                let kind = if lora.use_dora { "DoRA" } else { "LoRA" };
-                format!("{kind}, rank {}, alpha {}", lora.rank, lora.alpha)
+                let (kind, rank) = (lora.method(), lora.rank);
+                match lora.vera {
+                    Some(_) => format!("{kind}, rank {rank}"),
+                    None => format!("{kind}, rank {rank}, alpha {}", lora.alpha),
+                }
             }
             Adapter::Full(names) if names.is_empty() => "none: every weight is trained".to_owned(),
             Adapter::Full(names) => format!("none: weights of {} are trained", names.join(", ")),

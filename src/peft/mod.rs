@@ -3,9 +3,10 @@
 //! Owns reading it into a recipe's words ([`describe`]); which settings are accepted at all stands
 //! in `settings`. Does not own the weights beside it: the engine reads and writes those.
 //!
-//! Reference: `LoraConfig` of PEFT 0.21.2.
+//! Reference: `LoraConfig` of PEFT 0.21.2, and `VeraConfig` (`vera`).
 
 mod settings;
+mod vera;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -80,7 +81,7 @@ struct Found {
     lora_dropout: f64,
     peft_type: String,
     r: u32,
-    target_modules: Modules,
+    target_modules: Option<Modules>,
     target_parameters: Option<Vec<String>>,
     modules_to_save: Option<Vec<String>>,
     trainable_token_indices: Option<Indices>,
@@ -101,6 +102,15 @@ struct Found {
 enum Blocks {
     One(u32),
     Some(Vec<u32>),
+}
+
+impl Blocks {
+    fn all(self) -> Vec<u32> {
+        match self {
+            Self::One(block) => vec![block],
+            Self::Some(blocks) => blocks,
+        }
+    }
 }
 
 /// A list for the embedding, or rows by the name of the module.
@@ -138,7 +148,10 @@ pub fn describe(folder: &Path) -> Result<Described, PeftError> {
     let json = |source| PeftError::Json { path: path.clone(), source };
     let value: Value = serde_json::from_slice(&text).map_err(json)?;
     let refuse = |key: &str, value: String| settings::refusal(&path, key, &value);
-    settings::check(&path, &value)?;
+    if value.get("peft_type").and_then(Value::as_str) == Some("VERA") {
+        return vera::describe(&path, value);
+    }
+    settings::check(&path, &value, &settings::LORA)?;
     let config: Found = serde_json::from_value(value).map_err(json)?;
     if config.peft_type != "LORA" {
         return Err(refuse("peft_type", config.peft_type));
@@ -167,17 +180,23 @@ pub fn describe(folder: &Path) -> Result<Described, PeftError> {
         return Err(refuse("alpha_pattern", format!("{name}: {alpha}")));
     }
     let exclude_modules = names("exclude_modules", config.exclude_modules)?;
-    let mut parameters = Vec::new();
+    let (mut parameters, mut target_parameters) = (Vec::new(), Vec::new());
     for parameter in config.target_parameters.unwrap_or_default() {
         match parameter.strip_suffix(".weight") {
             Some(layer) => parameters.push(layer.to_owned()),
+            None if is_name(&parameter) => target_parameters.push(parameter),
             None => return Err(refuse("target_parameters", parameter)),
         }
     }
     let targets = match config.target_modules {
-        Modules::List(modules) => Targets::Modules([modules, parameters].concat()),
-        Modules::Word(word) if word == "all-linear" => Targets::AllLinear,
-        Modules::Word(word) => return Err(refuse("target_modules", word)),
+        // PEFT takes the family's usual layers, or none beside parameters.
+        None if parameters.is_empty() && target_parameters.is_empty() => {
+            return Err(refuse("target_modules", "null".to_owned()));
+        }
+        None => Targets::Modules(parameters),
+        Some(Modules::List(modules)) => Targets::Modules([modules, parameters].concat()),
+        Some(Modules::Word(word)) if word == "all-linear" => Targets::AllLinear,
+        Some(Modules::Word(word)) => return Err(refuse("target_modules", word)),
     };
     let mut modules_to_save = Vec::new();
     for name in config.modules_to_save.unwrap_or_default() {
@@ -210,17 +229,15 @@ pub fn describe(folder: &Path) -> Result<Described, PeftError> {
             // Whatever it was: it is over.
             init_lora_weights: Start::Default,
             targets,
+            target_parameters,
             exclude_modules,
-            layers_to_transform: match config.layers_to_transform {
-                None => Vec::new(),
-                Some(Blocks::One(block)) => vec![block],
-                Some(Blocks::Some(blocks)) => blocks,
-            },
+            layers_to_transform: config.layers_to_transform.map(Blocks::all).unwrap_or_default(),
             rank_pattern,
             alpha_pattern,
             bias: config.bias.unwrap_or_default(),
             modules_to_save,
             trainable_token_indices,
+            vera: None,
         },
         base: config.base_model_name_or_path.map(PathBuf::from),
         ensure_weight_tying: config.ensure_weight_tying == Some(true),

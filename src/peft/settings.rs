@@ -1,6 +1,6 @@
 //! Which settings of `adapter_config.json` mean the computation that is done here.
 //!
-//! Follows PEFT 0.21.2: every field of its `LoraConfig` stands in [`FIELDS`]. What is not known
+//! Follows PEFT 0.21.2: every field of its `LoraConfig` and `VeraConfig` stands in [`LORA`] or [`VERA`]. What is not known
 //! is refused, as it may change the computation, unless it asks for nothing. Owns no meaning of
 //! the settings that are used: [`super::describe`] reads those.
 
@@ -15,7 +15,7 @@ const SHOWN: usize = 120;
 
 /// What a setting may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rule {
+pub(super) enum Rule {
     /// Anything: it is used, and checked where it is read.
     Read,
     /// Anything: it changes nothing once the adapter is trained.
@@ -26,10 +26,15 @@ enum Rule {
     Nothing,
     /// A start of the weights that leaves the base as it is, or `false`.
     Start,
+    /// `none`.
+    NoBias,
 }
 
+/// Settings by name.
+type Fields<const N: usize> = [(&'static str, Rule); N];
+
 /// The fields of PEFT's `LoraConfig`, in its order.
-const FIELDS: [(&str, Rule); 44] = [
+pub(super) const LORA: Fields<44> = [
     ("task_type", Rule::Inert),
     ("peft_type", Rule::Read),
     ("auto_mapping", Rule::Inert),
@@ -81,6 +86,33 @@ const FIELDS: [(&str, Rule); 44] = [
     ("enable_lora", Rule::Nothing),
 ];
 
+/// The fields of PEFT's `VeraConfig`, in its order.
+pub(super) const VERA: Fields<21> = [
+    ("task_type", Rule::Inert),
+    ("peft_type", Rule::Read),
+    ("auto_mapping", Rule::Inert),
+    ("peft_version", Rule::Inert),
+    ("base_model_name_or_path", Rule::Read),
+    ("revision", Rule::Inert),
+    ("inference_mode", Rule::Inert),
+    ("r", Rule::Read),
+    ("target_modules", Rule::Read),
+    ("projection_prng_key", Rule::Read),
+    ("save_projection", Rule::Read),
+    ("vera_dropout", Rule::Read),
+    ("d_initial", Rule::Read),
+    ("fan_in_fan_out", Rule::False),
+    ("bias", Rule::NoBias),
+    ("modules_to_save", Rule::Nothing),
+    // Only where training starts.
+    ("init_weights", Rule::Inert),
+    ("layers_to_transform", Rule::Read),
+    ("layers_pattern", Rule::Read),
+    ("exclude_modules", Rule::Nothing),
+    // PEFT drops it from files.
+    ("runtime_config", Rule::Inert),
+];
+
 /// Values of `init_lora_weights` with which PEFT leaves the base as it is when it loads an
 /// adapter. It changes the base again for `pissa*`, `olora` and `loftq`, and cannot load
 /// `corda`.
@@ -100,6 +132,7 @@ impl Rule {
             (Self::Start, Value::String(start)) => {
                 STARTS.contains(&start.to_ascii_lowercase().as_str())
             }
+            (Self::NoBias, value) => *value == Value::String("none".to_owned()),
             (Self::Nothing | Self::Start, _) => false,
         }
     }
@@ -119,9 +152,9 @@ fn asks_for_nothing(value: &Value) -> bool {
 
 /// Refuses a configuration, read from `path`, with a setting that has another meaning than
 /// what is done here, or an unknown one.
-pub(super) fn check(path: &Path, config: &Value) -> Result<(), PeftError> {
+pub(super) fn check(path: &Path, config: &Value, fields: &[(&str, Rule)]) -> Result<(), PeftError> {
     for (key, value) in config.as_object().into_iter().flatten() {
-        let known = FIELDS.iter().find(|(field, _)| field == key);
+        let known = fields.iter().find(|(field, _)| field == key);
         if !known.map_or(Rule::Nothing, |(_, rule)| *rule).allows(value) {
             let value = match value {
                 Value::String(word) => word.clone(),
@@ -179,7 +212,7 @@ mod tests {
     use super::*;
 
     fn checked(key: &str, value: Value) -> Result<(), PeftError> {
-        check(Path::new("adapter_config.json"), &json!({ key: value }))
+        check(Path::new("adapter_config.json"), &json!({ key: value }), &LORA)
     }
 
     #[test]
@@ -267,10 +300,10 @@ mod tests {
         let config: Value = serde_json::from_slice(&fs_err::read(path).unwrap()).unwrap();
         let written = config.as_object().unwrap();
         let elsewhere = ["merge_weights", "enable_lora", "runtime_config"];
-        for (field, _) in FIELDS {
+        for (field, _) in LORA {
             assert!(written.contains_key(field) != elsewhere.contains(&field), "{field}");
         }
-        assert_eq!(written.len() + elsewhere.len(), FIELDS.len());
+        assert_eq!(written.len() + elsewhere.len(), LORA.len());
     }
 
     #[test]

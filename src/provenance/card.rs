@@ -103,8 +103,8 @@ fn metadata(card: &Card) -> Metadata {
         ExportKind::Merged => ("transformers", "finetune"),
     };
     let mut tags = vec!["heirloom".to_owned()];
-    if let Adapter::Lora(_) = card.recipe.adapter {
-        tags.push("lora".to_owned());
+    if let Adapter::Lora(lora) = &card.recipe.adapter {
+        tags.push(if lora.vera.is_some() { "vera" } else { "lora" }.to_owned());
     }
     if let (ExportKind::Adapter, Some(base)) = (card.kind, &base) {
         // The tag that PEFT itself writes.
@@ -144,9 +144,13 @@ impl Card<'_> {
         let base = markdown(&self.origin.name);
         let what = match (&self.recipe.adapter, self.kind, self.recipe.base.from_scratch) {
             (_, _, true) => format!("A model trained from scratch in the shape of {base}"),
-            (Adapter::Lora(_), ExportKind::Adapter, _) => format!("A LoRA adapter for {base}"),
-            (Adapter::Lora(_), ExportKind::Merged, _) => {
-                format!("{base}, adapted with LoRA and merged into whole weights")
+            (Adapter::Lora(lora), ExportKind::Adapter, _) => {
+                let method = if lora.vera.is_some() { "VeRA" } else { "LoRA" };
+                format!("A {method} adapter for {base}")
+            }
+            (Adapter::Lora(lora), ExportKind::Merged, _) => {
+                let method = if lora.vera.is_some() { "VeRA" } else { "LoRA" };
+                format!("{base}, adapted with {method} and merged into whole weights")
             }
             (Adapter::Full(names), _, _) if names.is_empty() => {
                 format!("{base}, trained further in all its weights")

@@ -7,6 +7,8 @@
 //! Reference: `LoraConfig` of PEFT 0.21.2; a name chooses layers as there, by the full path or by
 //! the last parts of it, and is no regular expression.
 
+mod parameters;
+mod vera;
 mod words;
 
 use std::path::PathBuf;
@@ -15,6 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Module, TokenIndices, is_part, is_tail};
 use crate::peft::{self, PeftError};
+pub use parameters::{PairKeys, parameter_keys};
+pub use vera::Vectors;
+use vera::Vera;
 pub use words::{Bias, Pattern, Start, Targets};
 
 /// Families where PEFT takes every target called like a layer of a feed-forward part for the
@@ -37,9 +42,9 @@ pub enum Adapter {
 /// The words of a recipe for it.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "there is one for each recipe")]
 enum Words {
     Lora(Lora),
+    Vera(Vera),
     Full,
     UnfrozenParameters(Vec<String>),
     From(PathBuf),
@@ -48,7 +53,10 @@ enum Words {
 impl From<Adapter> for Words {
     fn from(adapter: Adapter) -> Self {
         match adapter {
-            Adapter::Lora(lora) => Self::Lora(lora),
+            Adapter::Lora(lora) => match lora.vera {
+                Some(vectors) => Self::Vera(Vera::of(&lora, vectors)),
+                None => Self::Lora(lora),
+            },
             Adapter::Full(names) if names.is_empty() => Self::Full,
             Adapter::Full(names) => Self::UnfrozenParameters(names),
         }
@@ -59,6 +67,7 @@ impl From<Words> for Adapter {
     fn from(words: Words) -> Self {
         match words {
             Words::Lora(lora) => Self::Lora(lora),
+            Words::Vera(vera) => Self::Lora(vera.into()),
             Words::Full => Self::Full(Vec::new()),
             Words::UnfrozenParameters(mut names) => {
                 if names.is_empty() {
@@ -79,6 +88,14 @@ impl Adapter {
         match self {
             Self::Lora(_) => false,
             Self::Full(names) => names.is_empty() || names.iter().any(|name| names_key(name, key)),
+        }
+    }
+
+    /// A key of [`Lora`] as this adapter's words have it.
+    pub(super) fn key(&self, key: &str) -> String {
+        match (self, key.strip_prefix("adapter.lora.")) {
+            (Self::Lora(Lora { vera: Some(_), .. }), Some(rest)) => format!("adapter.vera.{rest}"),
+            _ => key.to_owned(),
         }
     }
 
@@ -124,6 +141,9 @@ pub struct Lora {
     /// `target_modules`.
     #[serde(default)]
     pub targets: Targets,
+    /// Weights of routed experts that get an adapter.
+    #[serde(default)]
+    pub target_parameters: Vec<String>,
     /// Linear layers that get no adapter although `targets` names them.
     #[serde(default)]
     pub exclude_modules: Vec<String>,
@@ -145,6 +165,10 @@ pub struct Lora {
     /// `trainable_token_indices`: rows that are trained besides those of added tokens.
     #[serde(default)]
     pub trainable_token_indices: TokenIndices,
+    /// VeRA: A and B are shared and stay as they are, and vectors are trained in their place. Has
+    /// words of its own.
+    #[serde(skip)]
+    pub vera: Option<Vectors>,
 }
 
 impl Lora {
@@ -159,6 +183,7 @@ impl Lora {
             use_dora: false,
             init_lora_weights: Start::Default,
             targets: Targets::AllLinear,
+            target_parameters: Vec::new(),
             exclude_modules: Vec::new(),
             layers_to_transform: Vec::new(),
             rank_pattern: Pattern::default(),
@@ -166,6 +191,16 @@ impl Lora {
             bias: Bias::None,
             modules_to_save: Vec::new(),
             trainable_token_indices: TokenIndices::default(),
+            vera: None,
+        }
+    }
+
+    /// What the method is called.
+    pub fn method(&self) -> &'static str {
+        match (self.vera, self.use_dora) {
+            (Some(_), _) => "VeRA",
+            (None, true) => "DoRA",
+            (None, false) => "LoRA",
         }
     }
 

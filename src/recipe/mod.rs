@@ -31,7 +31,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use adapter::{Adapter, Bias, FEED_FORWARD_AS_PARAMETERS, Lora, Pattern, Start, Targets};
+pub use adapter::{
+    Adapter, Bias, FEED_FORWARD_AS_PARAMETERS, Lora, PairKeys, Pattern, Start, Targets, Vectors,
+    parameter_keys,
+};
 pub use data::{
     Consent, DEFAULT_MAX_HOURS, DEFAULT_MAX_NEW_TOKENS, DEFAULT_PROCESSING, Data, EndOfTurn,
     Format, OnWithdrawal, Overlong, PUBLISHING, Packing, Source, StoppingStrategy, Suite, SurveyOf,

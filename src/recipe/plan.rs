@@ -22,7 +22,7 @@ use super::memory::{self, Asked, Memory, MemoryError};
 use super::problem::{Fault, Problem, RecipeError, listed, most_alike};
 use super::read::Pinned;
 use super::{Adapter, Data, Literal, Module, Recipe, Suite, is_part, optimizer};
-use crate::base::{Architecture, BaseFolder, Linear};
+use crate::base::{Architecture, BaseFolder, Layer, Linear};
 use crate::dataset::batch::RowFile;
 use crate::dataset::chat::ChatEncoder;
 use crate::dataset::consent::{Ask, Counts};
@@ -283,7 +283,8 @@ impl Looking<'_> {
     }
 
     fn rule(&mut self, key: &str, what: String, hint: String) {
-        self.report(key, Fault::Rule { key: key.to_owned(), what, hint });
+        let key = self.literal.recipe.adapter.key(key);
+        self.report(&key, Fault::Rule { key: key.clone(), what, hint });
     }
 
     fn base(&mut self) -> Option<BaseFolder> {
@@ -417,13 +418,19 @@ fn trained_names(recipe: &Recipe, base: &BaseFolder) -> Vec<String> {
         return names.filter(|name| adapter.trains(name)).collect();
     };
     let layer = |layer: Linear| {
-        let pair = ["lora_A.weight", "lora_B.weight"].into_iter();
+        let pair = match lora.vera {
+            Some(_) => ["vera_lambda_d", "vera_lambda_b"],
+            None => ["lora_A.weight", "lora_B.weight"],
+        };
+        let pair = pair.into_iter();
         let lengths = lora.use_dora.then_some("lora_magnitude_vector");
         let parts = pair.chain(lengths).filter(|_| lora.chooses(&layer.name));
         let bias = (layer.bias && lora.trains_bias(&layer.name)).then_some("bias");
         let named = |part: &str| format!("base_model.model.{}.{part}", layer.name);
         parts.chain(bias).map(named).collect::<Vec<_>>()
     };
+    let parameters = base.architecture.layers.iter().filter_map(Layer::expert_parameters);
+    let parameters = parameters.flat_map(|parameters| lora.parameter_keys(&parameters));
     let tables = Module::ALL.into_iter().filter(|module| {
         lora.modules_to_save.contains(module)
             || !recipe.base.added_tokens.is_empty()
@@ -433,7 +440,8 @@ fn trained_names(recipe: &Recipe, base: &BaseFolder) -> Vec<String> {
         Module::EmbedTokens => "base_model.model.model.embed_tokens.weight".to_owned(),
         Module::LmHead => "base_model.model.lm_head.weight".to_owned(),
     });
-    base.architecture.linear_layers().into_iter().flat_map(layer).chain(tables).collect()
+    let layers = base.architecture.linear_layers().into_iter().flat_map(layer);
+    layers.chain(parameters.flatten().flatten()).chain(tables).collect()
 }
 
 /// The key to point at for something wrong with the rows.

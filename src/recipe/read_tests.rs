@@ -173,6 +173,29 @@ fn each_rule_refuses_what_it_should() {
             "adapter.lora.init_lora_weights=pissa_niter_1001",
             "`adapter.lora.init_lora_weights` is 1001",
         ),
+        (
+            "adapter.lora={ rank: 2, alpha: 4, dropout: 0.1, target_parameters: [a] }",
+            "`adapter.lora.dropout` drops inputs, and PEFT has none for `target_parameters`",
+        ),
+        (
+            "adapter.lora={ rank: 2, alpha: 4, use_dora: true, target_parameters: [a] }",
+            "`adapter.lora.use_dora` trains lengths of rows, and PEFT has none",
+        ),
+        (
+            "adapter.lora={ rank: 2, alpha: 4, init_lora_weights: pissa, target_parameters: [a] }",
+            "`adapter.lora.init_lora_weights` is a start that decomposes weights",
+        ),
+        ("adapter={ vera: { rank: 0 } }", "`adapter.vera.rank` must be at least 1"),
+        (
+            "adapter={ vera: { rank: 8, d_initial: 0 } }",
+            "`adapter.vera.d_initial` is 0, from which",
+        ),
+        ("adapter={ vera: { rank: 8, dropout: 1 } }", "`adapter.vera.dropout` must be at least 0"),
+        ("adapter={ vera: { rank: 8, targets: [] } }", "`adapter.vera.targets` is empty"),
+        (
+            "adapter={ vera: { rank: 8, layers_to_transform: [1, 1] } }",
+            "`adapter.vera.layers_to_transform` names a block twice",
+        ),
         ("adapter.lora.targets=all-liner", "`adapter.lora.targets` must be `all-linear` or a list"),
         ("data.purpose=[]", "`data.purpose` is empty"),
         ("data.purpose=[Research]", "`data.purpose[0]` is not a term"),

@@ -43,7 +43,10 @@ pub(super) fn check(recipe: &Recipe, holes: &[String]) -> Vec<(String, Fault)> {
     check.quantization(recipe);
     check.added_tokens(&recipe.base.added_tokens);
     match &recipe.adapter {
-        Adapter::Lora(lora) => check.lora(lora, recipe.base.quantization),
+        Adapter::Lora(lora) => match &lora.vera {
+            Some(vectors) => check.vera(recipe, lora, vectors),
+            None => check.lora(lora, recipe.base.quantization),
+        },
         Adapter::Full(names) => check.unfrozen(names),
     }
     check.objective(recipe);

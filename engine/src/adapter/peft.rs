@@ -10,11 +10,13 @@ use heirloom::base::Checkpoint;
 use heirloom::hub::Address;
 use heirloom::peft::refusal;
 pub use heirloom::peft::{CONFIG, Described, WEIGHTS, describe};
-use heirloom::recipe::{FEED_FORWARD_AS_PARAMETERS, Lora, Module, Pattern, Targets, TokenIndices};
+use heirloom::recipe::{
+    FEED_FORWARD_AS_PARAMETERS, Lora, Module, Pattern, Targets, TokenIndices, Vectors,
+};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
-use crate::adapter::{self, tokens};
+use crate::adapter::{self, tokens, vera};
 use crate::error::{EngineError, Result};
 use crate::model::{Decoder, weights};
 
@@ -50,6 +52,28 @@ struct Written {
     trainable_token_indices: Option<TokenIndices>,
     use_dora: bool,
     use_rslora: bool,
+}
+
+/// The same of VeRA.
+#[derive(Debug, Serialize)]
+struct WrittenVera<'a> {
+    base_model_name_or_path: String,
+    bias: &'static str,
+    d_initial: f64,
+    fan_in_fan_out: bool,
+    inference_mode: bool,
+    init_weights: bool,
+    #[serde(skip_serializing_if = "<[u32]>::is_empty")]
+    layers_to_transform: &'a [u32],
+    peft_type: &'static str,
+    projection_prng_key: u32,
+    r: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revision: Option<String>,
+    save_projection: bool,
+    target_modules: Vec<String>,
+    task_type: &'static str,
+    vera_dropout: f64,
 }
 
 /// A number that is written as an integer where it is one: PEFT declares `lora_alpha` so, and
@@ -156,7 +180,11 @@ fn load(model: &mut Decoder, folder: &Path, lora: &Lora) -> Result<()> {
             model.set_table(module, table);
         }
     }
-    adapter::attach(model, lora, |key, _| weights::load(&checkpoint, key))
+    adapter::attach(model, lora, |key, _| weights::load(&checkpoint, key))?;
+    match lora.vera.is_some_and(|vera| vera.save_projection) {
+        true => vera::load(model, &checkpoint),
+        false => Ok(()),
+    }
 }
 
 /// As [`attach`], to be trained further as `lora` says, which began as the folder's settings:
@@ -191,13 +219,39 @@ pub fn save(folder: &Path, model: &Decoder, lora: &Lora, base: &Path) -> Result<
     };
     modules.sort();
     modules.dedup();
+    let layers = parameters.into_iter().map(|name| format!("{name}.weight"));
     let target_parameters: Vec<String> =
-        parameters.into_iter().map(|name| format!("{name}.weight")).collect();
+        layers.chain(lora.target_parameters.iter().cloned()).collect();
     // A base on the hub is named as PEFT names it, so that PEFT finds it there.
     let (base_model_name_or_path, revision) = match Address::of(base) {
         Some(Ok(address)) => (address.repo, Some(address.revision)),
         _ => (base.display().to_string(), None),
     };
+    if let Some(Vectors { d_initial, projection_prng_key, save_projection }) = lora.vera {
+        let config = WrittenVera {
+            base_model_name_or_path,
+            bias: "none",
+            d_initial,
+            fan_in_fan_out: false,
+            inference_mode: true,
+            init_weights: true,
+            layers_to_transform: &lora.layers_to_transform,
+            peft_type: "VERA",
+            projection_prng_key,
+            r: lora.rank,
+            revision,
+            save_projection,
+            target_modules: modules,
+            task_type: "CAUSAL_LM",
+            vera_dropout: lora.dropout,
+        };
+        let shared = vera::written(model).filter(|_| save_projection);
+        return write(
+            folder,
+            &config,
+            adapter::written(model)?.into_iter().chain(shared.into_iter().flatten()),
+        );
+    }
     let alphas = lora.alpha_pattern.0.iter();
     let alphas: Vec<_> = alphas.map(|(name, alpha)| (name.clone(), Whole(*alpha))).collect();
     let config = Written {
@@ -225,14 +279,20 @@ pub fn save(folder: &Path, model: &Decoder, lora: &Lora, base: &Path) -> Result<
         use_dora: lora.use_dora,
         use_rslora: lora.use_rslora,
     };
+    write(folder, &config, adapter::written(model)?.into_iter())
+}
+
+/// Writes settings and tensors.
+fn write(
+    folder: &Path,
+    config: &impl Serialize,
+    tensors: impl Iterator<Item = (String, Tensor)>,
+) -> Result<()> {
     let path = folder.join(CONFIG);
-    let mut text = serde_json::to_string_pretty(&config)
+    let mut text = serde_json::to_string_pretty(config)
         .map_err(|source| EngineError::Json { path: path.clone(), source })?;
     text.push('\n');
     heirloom::files::write_atomically(&path, text.as_bytes())?;
-    let tensors = adapter::written(model)?
-        .into_iter()
-        .map(|(key, tensor)| (key, weights::Lazy::ready(tensor)))
-        .collect();
+    let tensors = tensors.map(|(key, tensor)| (key, weights::Lazy::ready(tensor))).collect();
     weights::save(&folder.join(WEIGHTS), tensors)
 }

@@ -12,7 +12,7 @@
 use heirloom::recipe::{Lora, Start};
 use tch::{Device, Kind, Tensor};
 
-use super::{Keys, tokens};
+use super::{Keys, experts, tokens};
 use crate::error::Result;
 use crate::model::{Decoder, Linear, lengths};
 
@@ -29,7 +29,14 @@ pub fn initial(
         for linear in model.linears() {
             let wrapped = lora.chooses(&linear.name);
             let keys = Keys::new(&linear.name, wrapped);
-            if wrapped {
+            if let (true, Some(settings)) = (wrapped, lora.vera) {
+                let (out_features, _) = linear.weight.size2()?;
+                let shape = [i64::from(lora.rank)];
+                let [d, b] = keys.vectors;
+                let kind = (Kind::Float, Device::Cpu);
+                initial.push((d, Tensor::f_full(shape, settings.d_initial, kind)?));
+                initial.push((b, Tensor::f_zeros([out_features], kind)?));
+            } else if wrapped {
                 let (a, b) = pair(linear, lora, &stored)?;
                 if lora.use_dora {
                     let lengths = magnitude(linear, lora, &a, &b)?;
@@ -42,6 +49,7 @@ pub fn initial(
                 initial.push((keys.bias, bias.f_to_kind(Kind::Float)?));
             }
         }
+        initial.extend(experts::initial(model, lora)?);
         Ok(())
     })?;
     initial.extend(tokens::initial(model, lora)?);

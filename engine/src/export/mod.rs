@@ -4,6 +4,7 @@
 //! each with its tokenizer where it has one of its own. The papers beside the payload (card,
 //! manifest) are `heirloom::provenance`'s.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use fs_err as fs;
@@ -16,7 +17,7 @@ use tch::{Kind, Tensor};
 
 use crate::adapter::{peft, tokens};
 use crate::error::{EngineError, Result};
-use crate::model::{Decoder, Linear, weights};
+use crate::model::{AdaptedExpert, Decoder, Linear, weights};
 
 const CONFIG: &str = "config.json";
 
@@ -47,12 +48,20 @@ pub fn merged(run: &RunFolder, base: &mut BaseFolder, folder: &Path) -> Result<(
     if untied {
         names.extend(names.first().map(|(_, shape)| (OUTPUT.to_owned(), shape.clone())));
     }
+    let adapted = model.adapted_experts();
+    let adapted: BTreeMap<&str, &AdaptedExpert<'_>> =
+        adapted.iter().map(|expert| (expert.key.as_str(), expert)).collect();
     let mut merged = Vec::new();
     for (name, shape) in names {
         let linear = model.linears().find(|linear| name == format!("{}.weight", linear.name));
         let bias = model.linears().find(|linear| name == format!("{}.bias", linear.name));
         if let Some(bias) = bias.map(Linear::merged_bias).transpose()?.flatten() {
             merged.push((name, weights::Lazy::ready(bias)));
+            continue;
+        }
+        if let Some(expert) = adapted.get(name.as_str()) {
+            let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
+            merged.push((name, weights::Lazy::new(&shape, expert.kind(), || expert.merged())));
             continue;
         }
         let tensor = match (linear, name.as_str()) {

@@ -9,7 +9,8 @@ use heirloom::base::{Architecture, Layer};
 use tch::Tensor;
 
 use super::attention::Attention;
-use super::feed_forward::FeedForward;
+use super::expert_update::ExpertParameter;
+use super::feed_forward::{Experts, FeedForward};
 use super::linear::Linear;
 use super::parts::{Norm, Rows, Tensors};
 use crate::error::Result;
@@ -101,7 +102,9 @@ impl Block {
     /// The leaves of the graph that this block makes.
     fn leaves(&self) -> Vec<Tensor> {
         let adapters = self.linears().flat_map(Linear::trained_leaves);
-        let all = self.trained.iter().chain(adapters);
+        let experts = self.feed_forward.experts().into_iter().flat_map(Experts::parameters);
+        let of_experts = experts.flat_map(ExpertParameter::trained_leaves);
+        let all = self.trained.iter().chain(adapters).chain(of_experts);
         all.filter(|leaf| leaf.requires_grad()).map(Tensor::shallow_clone).collect()
     }
 

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use heirloom::base::{Architecture, BaseError, BaseFolder, EMBEDDING, EmbeddingScale, OUTPUT};
+use heirloom::base::{
+    Architecture, BaseError, BaseFolder, EMBEDDING, EmbeddingScale, FeedForward, OUTPUT,
+};
 use heirloom::recipe::{ActivationCheckpointing, Dtype, Module, Quantization, Storage};
 use tch::{Device, Kind, Tensor};
 
 use super::block::{Block, Mode, Pass, Shared};
+use super::expert_update::{AdaptedExpert, ExpertParameter};
 use super::linear::Linear;
 use super::parts::{Norm, Tensors};
 use super::replacement::Replaced;
@@ -132,13 +135,38 @@ impl Decoder {
     /// Like [`Decoder::linears`], to be changed, which must not be while a backward pass is yet
     /// to come.
     pub fn linears_mut(&mut self) -> Result<impl Iterator<Item = &mut Linear>> {
-        let held = || EngineError::Defect("a graph holds the model".to_owned());
         let blocks = self.blocks.iter_mut().map(|block| block.get_mut().ok_or_else(held));
         let blocks = blocks.collect::<Result<Vec<_>>>()?;
         Ok(blocks.into_iter().flat_map(|block| {
             let (attention, feed_forward) = block.parts_mut();
-            attention.linears_mut().into_iter().chain(feed_forward.linears_mut())
+            attention.linears_mut().into_iter().chain(feed_forward.adaptable_mut().0)
         }))
+    }
+
+    /// The weights of routed experts that an adapter can reach, by block.
+    pub fn expert_parameters(&self) -> impl Iterator<Item = &[ExpertParameter; 2]> {
+        self.blocks.iter().filter_map(|block| Some(block.feed_forward().experts()?.parameters()))
+    }
+
+    /// Like [`Decoder::expert_parameters`], to be changed as [`Decoder::linears_mut`].
+    pub fn expert_parameters_mut(
+        &mut self,
+    ) -> Result<impl Iterator<Item = &mut [ExpertParameter; 2]>> {
+        let blocks = self.blocks.iter_mut().map(|block| block.get_mut().ok_or_else(held));
+        let blocks = blocks.collect::<Result<Vec<_>>>()?;
+        Ok(blocks.into_iter().filter_map(|block| block.parts_mut().1.adaptable_mut().1))
+    }
+
+    /// The weights of routed experts that have an update, as the checkpoint has them.
+    pub fn adapted_experts(&self) -> Vec<AdaptedExpert<'_>> {
+        let blocks = self.blocks.iter().zip(&self.architecture.layers);
+        let adapted = blocks.filter_map(|(block, layer)| match &layer.feed_forward {
+            FeedForward::Experts(described) => {
+                Some(block.feed_forward().experts()?.adapted(&described.experts))
+            }
+            FeedForward::Gated(_) => None,
+        });
+        adapted.flatten().collect()
     }
 
     /// The base's own weights of a module with a row for each token.
@@ -165,19 +193,26 @@ impl Decoder {
     pub fn without_adapter<T>(&mut self, use_base: impl FnOnce(&Self) -> T) -> Result<T> {
         let taken = self.linears_mut()?.map(|it| (it.low_rank.take(), it.trained_bias.take()));
         let taken: Vec<_> = taken.collect();
+        let both = self.expert_parameters_mut()?.flatten();
+        let of_experts: Vec<_> = both.map(|parameter| parameter.low_rank.take()).collect();
         let replaced = std::mem::take(&mut self.replaced);
         let result = use_base(self);
         self.replaced = replaced;
         for (linear, (low_rank, trained_bias)) in self.linears_mut()?.zip(taken) {
             (linear.low_rank, linear.trained_bias) = (low_rank, trained_bias);
         }
+        for (parameter, low_rank) in self.expert_parameters_mut()?.flatten().zip(of_experts) {
+            parameter.low_rank = low_rank;
+        }
         Ok(result)
     }
 
-    /// Moves the adapters of linear layers to a device, and computes once what depends on them
+    /// Moves the adapters of linear layers and of experts to a device, and computes once what depends on them
     /// alone: they change no more.
     pub fn settle(&mut self, device: Device) -> Result<()> {
-        self.linears_mut()?.try_for_each(|linear| linear.settle(device))
+        self.linears_mut()?.try_for_each(|linear| linear.settle(device))?;
+        let mut both = self.expert_parameters_mut()?.flatten();
+        both.try_for_each(|parameter| parameter.settle(device))
     }
 
     /// Whether numbers of rows are rounded up: for each that it meets in bfloat16, oneDNN makes
@@ -283,6 +318,11 @@ impl Decoder {
         let of = |rope: &Rotary| rope.angles(&layout.positions, lengths(), lengths(), self.kind);
         self.ropes.iter().map(of).collect()
     }
+}
+
+/// Something is to be changed that a backward pass may yet read: a defect of ours.
+fn held() -> EngineError {
+    EngineError::Defect("a graph holds the model".to_owned())
 }
 
 /// The keys of the weights that are to be quantised.

@@ -4,6 +4,7 @@ use heirloom::base::{self, Activation, ExpertWeights, GateUp, Router};
 use tch::{Kind, Tensor};
 
 use super::block::Mode;
+use super::expert_update::{AdaptedExpert, ExpertParameter, Updates};
 use super::linear::Linear;
 use super::parts::{Rows, Tensors};
 use super::weight::Weight;
@@ -37,6 +38,8 @@ pub(super) struct Experts {
     bias: Option<Tensor>,
     correction: Option<Tensor>,
     answers: Answers,
+    /// `gate_up_proj` and `down_proj` of all experts, for adapters.
+    parameters: [ExpertParameter; 2],
     shared: Option<Gated>,
 }
 
@@ -84,15 +87,27 @@ impl FeedForward {
         gated.map_or_else(Vec::new, |gated| gated.gate_up.iter().chain([&gated.down]).collect())
     }
 
-    /// Like [`FeedForward::linears`], to be changed.
-    pub(super) fn linears_mut(&mut self) -> Vec<&mut Linear> {
-        let gated = match self {
-            Self::Gated(gated) => Some(gated),
-            Self::Experts(experts) => experts.shared.as_mut(),
+    /// What an adapter can change, to be changed: linear layers, and the weights of routed
+    /// experts.
+    pub(super) fn adaptable_mut(
+        &mut self,
+    ) -> (Vec<&mut Linear>, Option<&mut [ExpertParameter; 2]>) {
+        let (gated, parameters) = match self {
+            Self::Gated(gated) => (Some(gated), None),
+            Self::Experts(experts) => (experts.shared.as_mut(), Some(&mut experts.parameters)),
         };
-        gated.map_or_else(Vec::new, |gated| {
+        let linears = gated.map_or_else(Vec::new, |gated| {
             gated.gate_up.iter_mut().chain([&mut gated.down]).collect()
-        })
+        });
+        (linears, parameters)
+    }
+
+    /// The routed experts, if there are any.
+    pub(super) fn experts(&self) -> Option<&Experts> {
+        match self {
+            Self::Gated(_) => None,
+            Self::Experts(experts) => Some(experts),
+        }
     }
 }
 
@@ -131,8 +146,9 @@ impl Gated {
 impl Experts {
     fn build(experts: &base::Experts, tensors: &mut Tensors) -> Result<Self> {
         let base::Experts { router, experts, shared } = experts;
+        let parameters = experts.parameters().map(ExpertParameter::new);
         let answers = match experts {
-            ExpertWeights::Each { experts, activation } => Answers::Each {
+            ExpertWeights::Each { experts, activation, .. } => Answers::Each {
                 weights: experts
                     .iter()
                     .map(|[gate, up, down]| {
@@ -161,6 +177,7 @@ impl Experts {
             weight: tensors.take(&router.weight)?,
             router: router.clone(),
             answers,
+            parameters,
             shared: shared.as_ref().map(|shared| Gated::build(shared, tensors)).transpose()?,
         })
     }
@@ -171,31 +188,84 @@ impl Experts {
         let bias = self.bias.as_ref().map(|bias| bias.f_to_kind(kind)).transpose()?;
         let logits = x.f_to_kind(kind)?.f_linear(&self.weight.f_to_kind(kind)?, bias)?;
         let (chosen, weights) = experts::choose(&logits, self.correction.as_ref(), &self.router)?;
-        let mixed = experts::mix(x, &chosen, &weights, |expert, x| self.answers.ask(expert, x))?;
+        let [gate_up, down] = &self.parameters;
+        let updates = [gate_up.updates(x.kind())?, down.updates(x.kind())?];
+        let ask = |expert: usize, x: &Tensor| self.answers.ask(expert, x, &updates);
+        let mixed = experts::mix(x, &chosen, &weights, ask)?;
         match &self.shared {
             Some(shared) => Ok(mixed.f_add(&shared.forward(rows, mode)?)?),
             None => Ok(mixed),
         }
     }
+
+    /// `gate_up_proj` and `down_proj` of all experts.
+    pub(super) fn parameters(&self) -> &[ExpertParameter; 2] {
+        &self.parameters
+    }
+
+    /// Its weights that have an update, as the checkpoint has them.
+    pub(super) fn adapted<'a>(&'a self, described: &ExpertWeights) -> Vec<AdaptedExpert<'a>> {
+        let [gate_up, down] = &self.parameters;
+        let all = match (&self.answers, described) {
+            (Answers::Stacked { gate_up: both, down: last, .. }, _) => {
+                let adapted = |parameter, weight| AdaptedExpert::all(parameter, weight);
+                vec![adapted(gate_up, both), adapted(down, last)]
+            }
+            (Answers::Each { weights, .. }, ExpertWeights::Each { experts, .. }) => {
+                let of = |(expert, (weights, names)): (usize, (&'a [Weight; 3], &[_; 3]))| {
+                    let [first, second, third] = weights;
+                    let [gate, up, last]: &[base::Linear; 3] = names;
+                    let one = |parameter, linear: &base::Linear, weight, row: usize| {
+                        let key = format!("{}.weight", linear.name);
+                        AdaptedExpert::each(parameter, key, weight, expert, row as i64)
+                    };
+                    [
+                        one(gate_up, gate, first, 0),
+                        one(gate_up, up, second, gate.out_features),
+                        one(down, last, third, 0),
+                    ]
+                };
+                weights.iter().zip(experts).enumerate().flat_map(of).collect()
+            }
+            (Answers::Each { .. }, ExpertWeights::Stacked { .. }) => Vec::new(),
+        };
+        all.into_iter().filter(AdaptedExpert::is_adapted).collect()
+    }
 }
 
 impl Answers {
     /// What one expert answers to rows `[m, hidden]`.
-    fn ask(&self, expert: usize, x: &Tensor) -> Result<Tensor> {
+    fn ask(&self, expert: usize, x: &Tensor, updates: &[Option<Updates>; 2]) -> Result<Tensor> {
+        let [of_gate_up, of_down] = updates;
+        let answer = |inner: &Tensor, y: Tensor| match of_down {
+            Some(updates) => updates.add(expert, &y, &updates.inner(expert, inner)?, 0),
+            None => Ok(y),
+        };
         match self {
             Self::Each { weights, activation } => {
                 let [gate, up, down] = &weights[expert];
-                let (gate, up) = (gate.linear(x, None)?, up.linear(x, None)?);
-                down.linear(&ops::gated(&gate, &up, *activation)?, None)
+                let (mut gate, mut up) = (gate.linear(x, None)?, up.linear(x, None)?);
+                if let Some(updates) = of_gate_up {
+                    let (inner, width) = (updates.inner(expert, x)?, gate.size2()?.1);
+                    gate = updates.add(expert, &gate, &inner, 0)?;
+                    up = updates.add(expert, &up, &inner, width)?;
+                }
+                let inner = ops::gated(&gate, &up, *activation)?;
+                let y = down.linear(&inner, None)?;
+                answer(&inner, y)
             }
             Self::Stacked { gate_up, gate_up_bias, down, down_bias, alpha, limit } => {
                 let product = |x: &Tensor, weight: &Tensor, bias: &Tensor| -> Result<Tensor> {
                     let part = |all: &Tensor| all.f_select(0, expert as i64)?.f_to_kind(x.kind());
                     Ok(x.f_matmul(&part(weight)?)?.f_add(&part(bias)?)?)
                 };
-                let both = product(x, gate_up, gate_up_bias)?;
+                let mut both = product(x, gate_up, gate_up_bias)?;
+                if let Some(updates) = of_gate_up {
+                    both = updates.add(expert, &both, &updates.inner(expert, x)?, 0)?;
+                }
                 let inner = experts::clamped_swiglu(&both, *alpha, *limit)?;
-                product(&inner, down, down_bias)
+                let y = product(&inner, down, down_bias)?;
+                answer(&inner, y)
             }
         }
     }

@@ -42,15 +42,39 @@ pub struct LowRank {
     pub start: Option<(Tensor, Tensor)>,
     /// The lengths of the rows, where they are trained by themselves.
     pub magnitude: Option<Magnitude>,
+    /// What is trained in the place of A and B, which stay as they are.
+    pub vectors: Option<Box<Vectors>>,
     /// `lora_alpha / r`, or as `use_rslora` has it.
     pub scaling: f64,
     /// Probability of dropping an input, while training.
     pub dropout: f64,
 }
 
+/// What VeRA (arXiv 2310.11454) trains: the rows of A and of B by these.
+#[derive(Debug)]
+pub struct Vectors {
+    /// `vera_lambda_d`, `[r]`.
+    pub d: Tensor,
+    /// `vera_lambda_b`, `[out_features]`.
+    pub b: Tensor,
+    /// All of A and B, of which a layer has as much as it needs.
+    pub shared: (Tensor, Tensor),
+}
+
 impl LowRank {
+    /// What is trained of the update: A and B, or the vectors in their place.
+    pub fn trained(&self) -> [&Tensor; 2] {
+        match &self.vectors {
+            Some(vectors) => [&vectors.d, &vectors.b],
+            None => [&self.a, &self.b],
+        }
+    }
+
     /// A and B of the whole update, that of the start taken out.
     pub fn whole(&self) -> Result<(Tensor, Tensor)> {
+        if let Some(Vectors { d, b, .. }) = self.vectors.as_deref() {
+            return Ok((self.a.f_mul(&d.f_unsqueeze(1)?)?, self.b.f_mul(&b.f_unsqueeze(1)?)?));
+        }
         match &self.start {
             None => Ok((self.a.shallow_clone(), self.b.shallow_clone())),
             Some((a, b)) => {
@@ -255,7 +279,7 @@ impl Linear {
     /// Everything that the adapter trains of this layer.
     pub fn trained_leaves(&self) -> impl Iterator<Item = &Tensor> {
         let low_rank = self.low_rank.as_ref();
-        let pair = low_rank.into_iter().flat_map(|low_rank| [&low_rank.a, &low_rank.b]);
+        let pair = low_rank.into_iter().flat_map(LowRank::trained);
         let magnitude = self.magnitude().map(|magnitude| &magnitude.vector);
         pair.chain(magnitude).chain(&self.trained_bias)
     }
@@ -268,6 +292,9 @@ impl Linear {
         }
         if let Some(low_rank) = &mut self.low_rank {
             (low_rank.a, low_rank.b) = (low_rank.a.f_to(device)?, low_rank.b.f_to(device)?);
+            if let Some(Vectors { d, b, .. }) = low_rank.vectors.as_deref_mut() {
+                (*d, *b) = (d.f_to(device)?, b.f_to(device)?);
+            }
             if let Some(magnitude) = &mut low_rank.magnitude {
                 magnitude.vector = magnitude.vector.f_to(device)?;
             }

@@ -47,10 +47,20 @@ fn area(width: usize, height: usize) -> f64 {
     width as f64 * height as f64
 }
 
-/// Weights of the low-rank pairs.
+/// Weights of the low-rank pairs that each token is multiplied with.
 fn low_rank(model: &Decoder) -> f64 {
     let pairs = model.linears().filter_map(|linear| linear.low_rank.as_ref());
-    pairs.map(|pair| (pair.a.numel() + pair.b.numel()) as f64).sum()
+    let layers: f64 = pairs.map(|pair| (pair.a.numel() + pair.b.numel()) as f64).sum();
+    let routers = model.architecture.layers.iter().filter_map(|layer| match &layer.feed_forward {
+        FeedForward::Experts(experts) => Some(&experts.router),
+        FeedForward::Gated(_) => None,
+    });
+    let experts = model.expert_parameters().zip(routers).map(|(both, router)| {
+        let pairs = both.iter().filter_map(|parameter| parameter.low_rank.as_ref());
+        let all: f64 = pairs.map(|pair| (pair.a.numel() + pair.b.numel()) as f64).sum();
+        all * router.per_token as f64 / router.experts.max(1) as f64
+    });
+    layers + experts.sum::<f64>()
 }
 
 /// Multiplications of queries with keys and of weights with values, in all layers.

@@ -170,7 +170,7 @@ fn micro_batches_do_not_change_the_gradient() {
     let alone = documents(&whole);
     for words in [[0.0, 1.0, 1.0], [1.0, 2.0, 0.5], [0.3, 0.5, 1.0]] {
         let distillation = Distillation::open(&settings(words), Device::Cpu).unwrap();
-        let (loss, gradient) = learned(&distillation, &student, &[whole.clone()]);
+        let (loss, gradient) = learned(&distillation, &student, std::slice::from_ref(&whole));
         let (apart, by_itself) = learned(&distillation, &student, &alone);
         assert!((loss / apart - 1.0).abs() < 1e-6, "{loss} {apart}");
         assert!(difference(&by_itself, &gradient) < 1e-5);

@@ -102,7 +102,8 @@ impl Routed {
             })
         };
         let experts = (0..self.experts).map(layers).collect();
-        ExpertWeights::Each { experts, activation: dense.activation }
+        let name = format!("model.layers.{index}.mlp.experts");
+        ExpertWeights::Each { name, experts, activation: dense.activation }
     }
 }
 

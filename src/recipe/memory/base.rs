@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::bytes_of;
 use crate::base::Architecture;
-use crate::recipe::{Dtype, Quantization, Storage};
+use crate::recipe::{Adapter, Dtype, Quantization, Storage};
 
 /// Values that share a scale in NF4, and scales that share one of their own.
 const NF4_BLOCKS: (f64, f64) = (64.0, 256.0);
@@ -49,6 +49,22 @@ pub(super) fn frozen(
         }
     }
     base
+}
+
+/// What VeRA shares between all layers.
+pub(super) fn shared(architecture: &Architecture, adapter: &Adapter) -> f64 {
+    let Adapter::Lora(lora) = adapter else { return 0.0 };
+    if lora.vera.is_none() {
+        return 0.0;
+    }
+    let chosen: Vec<_> = architecture
+        .linear_layers()
+        .into_iter()
+        .filter(|layer| lora.chooses(&layer.name))
+        .collect();
+    let inputs = chosen.iter().map(|layer| layer.in_features).max().unwrap_or_default();
+    let outputs = chosen.iter().map(|layer| layer.out_features).max().unwrap_or_default();
+    bytes_of(&[lora.rank as usize, inputs + outputs], 4.0)
 }
 
 /// A packed weight with its scales.

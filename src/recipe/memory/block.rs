@@ -6,8 +6,8 @@
 
 use super::bytes_of;
 use crate::base::{
-    Attention, ExpertWeights, FeedForward, GateUp, Gated, GroupedAttention, LatentAttention,
-    LatentQuery, Layer, Linear, Qkv,
+    Attention, ExpertParameter, ExpertWeights, FeedForward, GateUp, Gated, GroupedAttention,
+    LatentAttention, LatentQuery, Layer, Linear, Qkv,
 };
 use crate::recipe::{ActivationCheckpointing, Adapter, Lora, Quantization, Recipe, Storage};
 
@@ -95,7 +95,8 @@ impl Pass<'_> {
             kept,
             forward,
             backward: backward.into_iter().fold(kept, f64::max),
-            gradients: layer.linears().into_iter().map(|linear| self.gradient(linear)).sum(),
+            gradients: layer.linears().into_iter().map(|linear| self.gradient(linear)).sum::<f64>()
+                + self.experts_gradient(layer),
         }
     }
 
@@ -145,7 +146,9 @@ impl Pass<'_> {
         let taken_out = lora.init_lora_weights.is_taken_out();
         let rank = f64::from(lora.rank_of(&linear.name)) * if taken_out { 2.0 } else { 1.0 };
         let copy = if self.width < F32 { self.width } else { 0.0 };
-        let copies = copy + if taken_out { F32 } else { 0.0 };
+        // And rows of what VeRA shares are scaled anew for each layer.
+        let anew = taken_out || lora.vera.is_some();
+        let copies = copy + if anew { F32 } else { 0.0 };
         // Which inputs dropout keeps, a byte each.
         let mut kept = if lora.dropout > 0.0 { self.rows * inputs } else { 0.0 };
         if lora.use_dora {
@@ -163,6 +166,9 @@ impl Pass<'_> {
             Adapter::Full(_) => 0.0,
             Adapter::Lora(lora) if lora.chooses(&linear.name) => {
                 let rank = f64::from(lora.rank_of(&linear.name));
+                if lora.vera.is_some() {
+                    return F32 * (rank + linear.out_features as f64);
+                }
                 rank * (linear.in_features + linear.out_features) as f64
             }
             Adapter::Lora(_) => 0.0,
@@ -181,6 +187,15 @@ impl Pass<'_> {
             }
             _ => 0.0,
         };
+        // The gradients of the scaled rows of what VeRA shares.
+        let dropped = dropped
+            + match &self.recipe.adapter {
+                Adapter::Lora(lora) if lora.vera.is_some() && lora.chooses(&linear.name) => {
+                    let features = (linear.in_features + linear.out_features) as f64;
+                    2.0 * F32 * f64::from(lora.rank) * features
+                }
+                _ => 0.0,
+            };
         if !self.storage.quantizes(&linear.name) {
             return dropped;
         }
@@ -262,9 +277,46 @@ impl Pass<'_> {
                     ExpertWeights::Stacked { width, .. } => 8.0 * *width as f64 + self.hidden,
                 };
                 let shared = experts.shared.as_ref().map_or(0.0, |gated| self.gated(gated));
-                (routed + self.rows(per_token * answers + self.hidden) + shared, inner)
+                let updates = self.expert_updates(layer, per_token);
+                (routed + self.rows(per_token * answers + self.hidden) + shared + updates, inner)
             }
         }
+    }
+
+    /// The weights of routed experts that have an adapter, with the ranks of all experts together.
+    fn adapted_experts<'l>(
+        &'l self,
+        layer: &Layer,
+    ) -> impl Iterator<Item = (ExpertParameter, f64)> + use<'l> {
+        let chosen = move |parameter: ExpertParameter| match &self.recipe.adapter {
+            Adapter::Lora(lora) if lora.chooses_parameter(&parameter.name) => {
+                let rank = f64::from(lora.rank_of(&parameter.name));
+                let ranks = rank * parameter.experts as f64;
+                Some((parameter, ranks))
+            }
+            _ => None,
+        };
+        layer.expert_parameters().into_iter().flatten().filter_map(chosen)
+    }
+
+    /// What the updates of routed experts keep: their inputs, what is between A and B twice, B
+    /// laid out anew and, in bfloat16, both in it.
+    fn expert_updates(&self, layer: &Layer, per_token: f64) -> f64 {
+        let one = |(parameter, ranks): (ExpertParameter, f64)| {
+            let (inputs, outputs) = (parameter.in_features as f64, parameter.out_features as f64);
+            let rank = ranks / parameter.experts as f64;
+            let copy = if self.width < F32 { inputs + outputs } else { 0.0 };
+            self.rows(per_token * (inputs + 2.0 * rank)) + ranks * self.width * (outputs + copy)
+        };
+        self.adapted_experts(layer).map(one).sum()
+    }
+
+    /// The gradients of these updates, f32.
+    fn experts_gradient(&self, layer: &Layer) -> f64 {
+        let area = |(parameter, ranks): (ExpertParameter, f64)| {
+            ranks * (parameter.in_features + parameter.out_features) as f64
+        };
+        F32 * self.adapted_experts(layer).map(area).sum::<f64>()
     }
 
     fn gated(&self, gated: &Gated) -> f64 {

@@ -170,7 +170,8 @@ impl Memory {
     /// Predicts a run.
     pub(super) fn predict(run: &Run<'_>) -> Self {
         let (adapter, storage) = (&run.recipe.adapter, run.recipe.base.storage());
-        let frozen = base::frozen(run.architecture, &storage, |key| !adapter.trains(key));
+        let mut frozen = base::frozen(run.architecture, &storage, |key| !adapter.trains(key));
+        frozen.bytes += base::shared(run.architecture, adapter);
         let prediction = Prediction { run: *run, frozen };
         let most = larger(prediction.loading(), prediction.training());
         let beside = [prediction.reference(), prediction.teaching(), prediction.validation()];

@@ -68,8 +68,25 @@ fn shapes(
             let layers = architecture.linear_layers();
             for layer in layers.into_iter().filter(|layer| lora.chooses(&layer.name)) {
                 let rank = lora.rank_of(&layer.name) as usize;
+                if lora.vera.is_some() {
+                    pairs.push((format!("{}.vera_lambda_d", layer.name), vec![rank]));
+                    pairs.push((format!("{}.vera_lambda_b", layer.name), vec![layer.out_features]));
+                    continue;
+                }
                 pairs.push((format!("{}.lora_A", layer.name), vec![rank, layer.in_features]));
                 pairs.push((format!("{}.lora_B", layer.name), vec![layer.out_features, rank]));
+            }
+            let parameters = architecture.expert_parameters().into_iter();
+            for parameter in parameters.filter(|it| lora.chooses_parameter(&it.name)) {
+                let rank = lora.rank_of(&parameter.name) as usize * parameter.experts;
+                pairs.push((
+                    format!("{}.lora_A", parameter.name),
+                    vec![rank, parameter.in_features],
+                ));
+                pairs.push((
+                    format!("{}.lora_B", parameter.name),
+                    vec![parameter.out_features, rank],
+                ));
             }
         }
     }

@@ -110,6 +110,45 @@ fn fewer_bits_take_less() {
     assert_eq!(of(&recipe, Quantization::Fp8), values + kept + 18 * 512 * 4 + norms);
 }
 
+/// The updates of routed experts are counted with those of linear layers.
+#[test]
+fn updates_of_experts_take_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({
+        "model_type": "mixtral", "vocab_size": 64, "hidden_size": 512, "intermediate_size": 256,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 128, "num_local_experts": 4, "num_experts_per_tok": 2,
+    });
+    fs_err::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let model = Architecture::open(folder.path()).unwrap();
+    let mut recipe = recipe();
+    recipe.adapter =
+        serde_json::from_str(r#"{"lora": {"rank": 2, "alpha": 4, "targets": ["q_proj"]}}"#)
+            .unwrap();
+    let plain = predict(&recipe, &model, 0);
+    recipe.adapter = serde_json::from_str(
+        r#"{"lora": {"rank": 2, "alpha": 4, "targets": ["q_proj"],
+                     "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}}"#,
+    )
+    .unwrap();
+    let adapted = predict(&recipe, &model, 0);
+    // For each token and each of its two experts the inputs, 512 and 256, and what is between.
+    let kept = 2 * 1024 * 4 * 2 * (512 + 256 + 2 * 2 * 2);
+    let more = adapted.activations - plain.activations;
+    // And B, laid out anew.
+    let anew = 2 * 4 * 4 * 2 * (512 + 512);
+    assert!((kept..=kept + anew + 2).contains(&more), "{more} {kept}");
+    let shapes = 2 * (4 * 2 * (512 + 512) + 4 * 2 * (256 + 512));
+    let eight = r#"{"adamw_8bit": {"lr": 1}}"#;
+    recipe.train.optimizer = serde_json::from_str(eight).unwrap();
+    let state = |recipe: &Recipe| optimizer::state(recipe, &model, f64::from(shapes));
+    let with = state(&recipe);
+    recipe.adapter =
+        serde_json::from_str(r#"{"lora": {"rank": 2, "alpha": 4, "targets": ["o"]}}"#).unwrap();
+    // In 32 bits where the shapes are not known.
+    assert!(with < state(&recipe), "{with}");
+}
+
 #[test]
 fn numbers_beyond_all_memory_stay_the_largest_number() {
     let mut recipe = recipe();

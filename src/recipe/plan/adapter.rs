@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::Looking;
-use crate::base::{Architecture, BaseFolder, Checkpoint, ExpertWeights, FeedForward, Linear};
+use crate::base::{
+    Architecture, BaseFolder, Checkpoint, ExpertParameter, ExpertWeights, FeedForward, Layer,
+    Linear,
+};
 use crate::dataset::vocabulary::Vocabulary;
 use crate::peft;
 use crate::recipe::adapter::{
@@ -24,12 +27,15 @@ impl Looking<'_> {
             Adapter::Full(names) => return Some(self.unfrozen(names, &base.architecture)),
         };
         let layers = base.architecture.linear_layers();
-        self.going_on(lora, &layers);
-        self.names(lora, &layers);
+        self.going_on(lora, &base.architecture, &layers);
+        self.names(lora, &base.architecture, &layers);
         self.blocks(lora, base.architecture.layers.len());
         let chosen: Vec<&Linear> =
             layers.iter().filter(|layer| lora.chooses(&layer.name)).collect();
-        if chosen.is_empty() && self.problems.is_empty() {
+        let parameters = base.architecture.expert_parameters().into_iter();
+        let of_experts: Vec<ExpertParameter> =
+            parameters.filter(|parameter| lora.chooses_parameter(&parameter.name)).collect();
+        if chosen.is_empty() && of_experts.is_empty() && self.problems.is_empty() {
             let hint = "name more in `targets`, or fewer in `exclude_modules` and \
                         `layers_to_transform`";
             self.rule("adapter.lora.targets", "leaves no layer".to_owned(), hint.to_owned());
@@ -40,12 +46,21 @@ impl Looking<'_> {
         let of_layer = |layer: &Linear| {
             let wrapped = lora.chooses(&layer.name);
             let (inputs, outputs) = (layer.in_features as u64, layer.out_features as u64);
-            let pair = u64::from(lora.rank_of(&layer.name)).saturating_mul(inputs + outputs);
+            let rank = u64::from(lora.rank_of(&layer.name));
+            let pair = match lora.vera {
+                Some(_) => rank + outputs,
+                None => rank.saturating_mul(inputs + outputs),
+            };
             let lengths = if lora.use_dora { outputs } else { 0 };
             let bias = if layer.bias && lora.trains_bias(&layer.name) { outputs } else { 0 };
             bias.saturating_add(if wrapped { pair.saturating_add(lengths) } else { 0 })
         };
-        let layers = layers.iter().map(of_layer).fold(0, u64::saturating_add);
+        let of_parameter = |parameter: &ExpertParameter| {
+            let pairs = u64::from(lora.rank_of(&parameter.name)) * parameter.experts as u64;
+            pairs.saturating_mul((parameter.in_features + parameter.out_features) as u64)
+        };
+        let layers = layers.iter().map(of_layer).chain(of_experts.iter().map(of_parameter));
+        let layers = layers.fold(0, u64::saturating_add);
         Some(layers.saturating_add(self.trained_rows(base, lora, vocabulary?)?))
     }
 
@@ -72,40 +87,78 @@ impl Looking<'_> {
     }
 
     /// What is gone on from has the pairs that are trained.
-    fn going_on(&mut self, lora: &Lora, layers: &[Linear]) {
+    fn going_on(&mut self, lora: &Lora, architecture: &Architecture, layers: &[Linear]) {
         let Some(folder) = &lora.from else { return };
         let key = "adapter.from";
         let path = folder.join(peft::WEIGHTS);
         let Some(stored) = self.take(key, Checkpoint::open_file(&path)) else { return };
-        let lacking = layers.iter().filter(|layer| lora.chooses(&layer.name)).find(|layer| {
-            let name = format!("base_model.model.{}.lora_A.weight", layer.name);
-            let shape = [lora.rank_of(&layer.name) as usize, layer.in_features];
-            stored.get(&name).is_none_or(|view| view.shape != shape)
+        let layers = layers.iter().filter(|layer| lora.chooses(&layer.name)).map(|layer| {
+            let (prefix, rank) = (&layer.name, lora.rank_of(&layer.name) as usize);
+            let (part, shape) = match lora.vera {
+                Some(_) => ("vera_lambda_d", vec![rank]),
+                None => ("lora_A.weight", vec![rank, layer.in_features]),
+            };
+            (&layer.name, format!("base_model.model.{prefix}.{part}"), shape)
         });
-        if let Some(layer) = lacking {
+        let parameters: Vec<_> =
+            architecture.layers.iter().filter_map(Layer::expert_parameters).collect();
+        let parameters = parameters.iter().flat_map(|both| {
+            let keys = both.iter().zip(lora.parameter_keys(both));
+            keys.filter_map(|(parameter, keys)| {
+                let [key, _] = keys?;
+                let rank = lora.rank_of(&parameter.name) as usize * parameter.experts;
+                Some((&parameter.name, key, vec![rank, parameter.in_features]))
+            })
+        });
+        let lacking = layers
+            .chain(parameters)
+            .find(|(_, key, shape)| stored.get(key).is_none_or(|view| view.shape != *shape));
+        if let Some((name, ..)) = lacking {
             let what = format!(
                 "is `{}`, which has no update of rank {} for `{}`",
                 folder.display(),
-                lora.rank_of(&layer.name),
-                layer.name
+                lora.rank_of(name),
+                name
             );
             self.rule(key, what, "name an adapter of this base".to_owned());
         }
     }
 
     /// Every name is that of a layer.
-    fn names(&mut self, lora: &Lora, layers: &[Linear]) {
+    fn names(&mut self, lora: &Lora, architecture: &Architecture, layers: &[Linear]) {
+        let parameters = architecture.expert_parameters();
+        self.parameters(lora, &parameters);
         if let Targets::Modules(names) = &lora.targets {
             self.layers("adapter.lora.targets", names, layers, is_tail);
         }
         let key = "adapter.lora.exclude_modules";
         self.layers(key, &lora.exclude_modules, layers, is_tail);
-        let names = |(name, _): &(String, u32)| name.clone();
-        let ranks: Vec<String> = lora.rank_pattern.0.iter().map(names).collect();
+        let of_experts = |name: &String| {
+            let chosen = |it: &ExpertParameter| lora.chooses_parameter(&it.name);
+            parameters.iter().any(|it| chosen(it) && is_tail(&it.name, name))
+        };
+        let ranks = lora.rank_pattern.0.iter().map(|(name, _)| name);
+        let ranks: Vec<String> = ranks.filter(|name| !of_experts(name)).cloned().collect();
         self.layers("adapter.lora.rank_pattern", &ranks, layers, is_tail);
-        let alphas: Vec<String> =
-            lora.alpha_pattern.0.iter().map(|(name, _)| name.clone()).collect();
+        let alphas = lora.alpha_pattern.0.iter().map(|(name, _)| name);
+        let alphas: Vec<String> = alphas.filter(|name| !of_experts(name)).cloned().collect();
         self.layers("adapter.lora.alpha_pattern", &alphas, layers, is_tail);
+    }
+
+    /// Every name of `target_parameters` is that of a weight of routed experts.
+    fn parameters(&mut self, lora: &Lora, parameters: &[ExpertParameter]) {
+        for (index, name) in lora.target_parameters.iter().enumerate() {
+            if parameters.iter().any(|parameter| is_tail(&parameter.name, name)) {
+                continue;
+            }
+            let hint = match parameters.is_empty() {
+                true => "leave it out: the base has no routed experts",
+                false => "write `mlp.experts.gate_up_proj` or `mlp.experts.down_proj`",
+            };
+            let what = format!("names `{name}`, which is no weight of routed experts");
+            let key = format!("adapter.lora.target_parameters[{index}]");
+            self.rule(&key, what, hint.to_owned());
+        }
     }
 
     fn blocks(&mut self, lora: &Lora, count: usize) {
@@ -159,18 +212,21 @@ impl Looking<'_> {
         }
     }
 
-    /// PEFT has no DoRA for weights that it finds as parameters.
+    /// PEFT has neither DoRA nor VeRA for weights that it finds as parameters.
     fn magnitudes(&mut self, lora: &Lora, architecture: &Architecture, chosen: &[&Linear]) {
-        if !lora.use_dora || !FEED_FORWARD_AS_PARAMETERS.contains(&architecture.model_type) {
+        let other = lora.use_dora || lora.vera.is_some();
+        if !other || !FEED_FORWARD_AS_PARAMETERS.contains(&architecture.model_type) {
             return;
         }
         let outside = chosen.iter().filter(|layer| !layer.name.contains(".self_attn."));
         let lasts: BTreeSet<&str> =
             outside.filter_map(|layer| layer.name.rsplit('.').next()).collect();
         if let Some(last) = lasts.first() {
-            let what = format!("reaches `{last}`, for which PEFT has no DoRA in this family");
+            let method = lora.method();
+            let what = format!("reaches `{last}`, for which PEFT has no {method} in this family");
+            let key = if lora.use_dora { "adapter.lora.use_dora" } else { "adapter.lora.targets" };
             let hint = "name layers of the attention alone in `targets`".to_owned();
-            self.rule("adapter.lora.use_dora", what, hint);
+            self.rule(key, what, hint);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Check;
-use crate::recipe::{Lora, Module, Quantization, Start, Targets};
+use crate::recipe::{Lora, Module, Quantization, Recipe, Start, Targets, Vectors};
 
 /// Largest rank that is believed: no linear layer of a real model is wider.
 const MAX_RANK: u64 = 65_536;
@@ -29,15 +29,52 @@ impl Check<'_> {
         );
         if let Targets::Modules(names) = &lora.targets {
             self.rule(
-                !names.is_empty(),
+                !names.is_empty() || !lora.target_parameters.is_empty(),
                 "adapter.lora.targets",
                 "is empty",
                 "write `all-linear` or names such as `[q_proj, v_proj]`",
             );
         }
+        self.target_parameters(lora);
         self.patterns(lora);
         self.start(lora, quantization);
         self.trained_rows(lora);
+    }
+
+    pub(super) fn vera(&mut self, recipe: &Recipe, lora: &Lora, vectors: &Vectors) {
+        self.at_least_one(u64::from(lora.rank), "adapter.vera.rank");
+        self.at_most(u64::from(lora.rank), MAX_RANK, "adapter.vera.rank");
+        self.rule(
+            vectors.d_initial != 0.0 && vectors.d_initial.is_finite(),
+            "adapter.vera.d_initial",
+            format!("is {}, from which nothing is learned", vectors.d_initial),
+            "write, for example, 0.1, or leave it out",
+        );
+        self.rule(
+            (0.0..1.0).contains(&lora.dropout),
+            "adapter.vera.dropout",
+            "must be at least 0 and less than 1",
+            "write, for example, 0.05, or leave it out",
+        );
+        self.rule(
+            lora.targets != Targets::Modules(Vec::new()),
+            "adapter.vera.targets",
+            "is empty",
+            "write `all-linear` or names such as `[q_proj, v_proj]`",
+        );
+        let blocks: BTreeSet<_> = lora.layers_to_transform.iter().collect();
+        self.rule(
+            blocks.len() == lora.layers_to_transform.len(),
+            "adapter.vera.layers_to_transform",
+            "names a block twice",
+            "name each block once",
+        );
+        self.rule(
+            recipe.base.added_tokens.is_empty(),
+            "base.added_tokens",
+            "adds rows that are trained, and PEFT's VeRA has none",
+            "leave it out, or train with `adapter: { lora: { rank: 16, alpha: 32 } }`",
+        );
     }
 
     /// A blank name would be one of everything, or of nothing.
@@ -60,6 +97,33 @@ impl Check<'_> {
             "adapter.lora.init_lora_weights",
             "is a start, and the adapter of `from` has begun long ago",
             "leave it out",
+        );
+    }
+
+    /// PEFT adds the update of a parameter to the weight itself, which knows of no inputs to
+    /// drop, and finds neither magnitudes nor parts of it.
+    fn target_parameters(&mut self, lora: &Lora) {
+        if lora.target_parameters.is_empty() {
+            return;
+        }
+        let beside = "and PEFT has none for `target_parameters`";
+        self.rule(
+            lora.dropout == 0.0,
+            "adapter.lora.dropout",
+            format!("drops inputs, {beside}"),
+            "leave out one of the two",
+        );
+        self.rule(
+            !lora.use_dora,
+            "adapter.lora.use_dora",
+            format!("trains lengths of rows, {beside}"),
+            "leave out one of the two",
+        );
+        self.rule(
+            matches!(lora.init_lora_weights, Start::Default | Start::Gaussian),
+            "adapter.lora.init_lora_weights",
+            format!("is a start that decomposes weights, {beside}"),
+            "write `true` or `gaussian`",
         );
     }
 

@@ -105,7 +105,9 @@ fn the_recipe_reference_has_every_key_with_its_default() {
     let taught = "objective={distillation: {teacher: {model: m}}}".to_owned();
     let sets = sets.chain([vec![taught]]);
     let groups = "train.param_groups=[{params: [lora_B]}]".to_owned();
-    for sets in sets.chain([vec![muon.to_owned(), "adapter=full".to_owned()], vec![groups]]) {
+    let vera = "adapter={vera: {rank: 1}}".to_owned();
+    let muon = vec![muon.to_owned(), "adapter=full".to_owned()];
+    for sets in sets.chain([muon, vec![groups], vec![vera]]) {
         let literal = recipe::read::parse(path, &example, &sets).unwrap();
         let mut more = BTreeMap::new();
         keys(&serde_json::to_value(&literal.recipe).unwrap(), "", &mut more);
