@@ -10,6 +10,8 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/torch.h>
 
+#include <cstdlib>
+
 extern "C" {
 
 // The stream of a device that this thread's calls of libtorch go to, as the driver names it.
@@ -31,6 +33,17 @@ char *heirloom_cuda_memory(int32_t index, bool forget, int64_t *bytes) {
             allocator->emptyCache();
             allocator->resetPeakStats(device);
         }
+    });
+}
+
+// From now on only operations that give the same bytes again; others throw. cuBLAS is told through
+// the environment, which it reads when it is first asked for a product.
+char *heirloom_deterministic() {
+    return heirloom_guarded([] {
+        setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
+        at::globalContext().setDeterministicAlgorithms(true, false);
+        // What is not written is not read: no need to fill it.
+        at::globalContext().setDeterministicFillUninitializedMemory(false);
     });
 }
 

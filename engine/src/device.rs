@@ -28,6 +28,7 @@ unsafe extern "C" {
 #[expect(unsafe_code, reason = "a function of C++")]
 unsafe extern "C" {
     fn heirloom_cuda_memory(device: i32, forget: bool, bytes: *mut i64) -> *mut c_char;
+    fn heirloom_deterministic() -> *mut c_char;
 }
 
 /// Makes sure that a device is there.
@@ -46,6 +47,18 @@ pub fn open(device: job::Device) -> Result<Device> {
         1 => "there is only `cuda:0`".to_owned(),
         _ => format!("there are only `cuda:0` to `cuda:{}`", found - 1),
     }))
+}
+
+/// Holds a device to operations that give the same bytes again (`train.deterministic`), as
+/// `torch.use_deterministic_algorithms`; before anything is computed on it. A CPU needs none of
+/// that.
+pub fn only_deterministic(device: Device) -> Result<()> {
+    if device == Device::Cpu {
+        return Ok(());
+    }
+    #[expect(unsafe_code, reason = "a function of C++")]
+    // SAFETY: it takes nothing, and no thread of ours reads the environment by now.
+    native::check(unsafe { heirloom_deterministic() })
 }
 
 /// Waits until a device has done all that was asked of it.

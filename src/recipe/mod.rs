@@ -243,6 +243,10 @@ pub struct Train {
     /// When to end before the last step.
     #[serde(default)]
     pub early_stopping: Option<EarlyStopping>,
+    /// Whether a device of CUDA is held to operations that give the same bytes again, which may
+    /// be slower, and refuses those that have none. A CPU always does.
+    #[serde(default)]
+    pub deterministic: bool,
     /// What is done about a loss or a gradient that is infinite or no number.
     #[serde(default)]
     pub on_non_finite: OnBadStep,

@@ -116,6 +116,9 @@ fn measure(
     printer: Printer,
 ) -> Result<(Vec<Measured>, Peak), Failure> {
     let Work { mut recipe, lock } = work;
+    if recipe.train.deterministic {
+        device::only_deterministic(device)?;
+    }
     let (base, encoder, _) = train::open(&mut recipe, &lock)?;
     let mut trainer = Trainer::open(&recipe, &base, &lock.training, None, device)?;
     // However short the data: a bench begins another pass.

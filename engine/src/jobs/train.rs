@@ -44,6 +44,9 @@ pub(super) fn train(folder: &Path, device: Device, printer: Printer) -> Result<(
     // Until the end of the program: nobody else writes into the folder.
     let _hold = Hold::take(&run)?;
     let mut recipe = heirloom::recipe::read(&run.recipe(), &[])?.recipe;
+    if recipe.train.deterministic {
+        device::only_deterministic(device)?;
+    }
     let lock = Lock::read(&run.lock())?;
     let stop = train::Stop::on_signals()?;
     fs::create_dir_all(run.checkpoints()).map_err(EngineError::from)?;
