@@ -8,6 +8,7 @@ use super::check;
 use super::exit::ExitStatus;
 use super::printer::Printer;
 use super::target;
+use crate::dataset::logits::Header;
 use crate::diagnose::{Diagnose, Failure};
 use crate::files;
 use crate::hub::Need;
@@ -39,6 +40,9 @@ pub(super) struct Arguments {
     /// The Parquet file that is written.
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
+    /// Replace the file if it holds what a teacher said before.
+    #[arg(long)]
+    force: bool,
     /// Tokens that are kept at each position.
     #[arg(long, value_name = "K", default_value_t = TOP_K, allow_negative_numbers = true, value_parser = target::at_least_one)]
     top_k: usize,
@@ -47,16 +51,46 @@ pub(super) struct Arguments {
     device: Device,
 }
 
-/// A recipe in which nobody can be asked.
+/// A recipe in which nobody can be asked, or a file that must not be written.
 #[derive(Debug, thiserror::Error)]
 enum LogitsError {
     #[error("`{}` has no teacher", recipe.display())]
     NoTeacher { recipe: PathBuf },
+    #[error("`{}` exists already", output.display())]
+    Exists { output: PathBuf },
+    #[error("`{}` exists and does not hold what a teacher said", output.display())]
+    Other { output: PathBuf },
 }
 
 impl Diagnose for LogitsError {
     fn hint(&self) -> Option<String> {
-        Some("write `objective: { distillation: { teacher: { model: DIR } } }`".to_owned())
+        let hint = match self {
+            Self::NoTeacher { .. } => {
+                "write `objective: { distillation: { teacher: { model: DIR } } }`"
+            }
+            Self::Exists { .. } => "name another file, or add `--force` to replace it",
+            Self::Other { .. } => "name another file: this one is not replaced, even by `--force`",
+        };
+        Some(hint.to_owned())
+    }
+}
+
+impl Arguments {
+    /// Looked at before anything is computed: a teacher may take hours. What is replaced is of
+    /// the same kind, and so never rows, a recipe or a model.
+    fn check_output(&self) -> Result<(), Failure> {
+        let output = files::place_of_file(&self.output)?;
+        if !output.exists() {
+            return Ok(());
+        }
+        let output = self.output.clone();
+        if Header::read(&output).is_err() {
+            return Err(LogitsError::Other { output }.into());
+        }
+        if !self.force {
+            return Err(LogitsError::Exists { output }.into());
+        }
+        Ok(())
     }
 }
 
@@ -70,8 +104,8 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
         return Err(LogitsError::NoTeacher { recipe: arguments.recipe.clone() }.into());
     }
     // Before the long look at the inputs: nothing of it would be of use.
+    arguments.check_output()?;
     job::engine()?;
-    files::place_of_file(&arguments.output)?;
     let literal = target::pin(literal, Need::Model, printer)?;
     let rows = Rows::new(printer.into());
     let plan = Plan::make(&literal, Timestamp::now(), &|more| rows.advance(more));

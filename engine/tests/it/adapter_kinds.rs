@@ -7,21 +7,20 @@ use std::path::Path;
 use heirloom::base::BaseFolder;
 use heirloom::dataset::stream::MicroBatch;
 use heirloom::recipe::{
-    self, ActivationCheckpointing, Adamw, Adapter, Bias, Dtype, Lora, Pattern, Quantization, Start,
-    Storage, Targets,
+    ActivationCheckpointing, Adapter, Bias, Dtype, Lora, Pattern, Quantization, Start, Storage,
+    Targets,
 };
 use heirloom_engine::adapter::{self, peft, start};
 use heirloom_engine::model::{Decoder, Linear, Weight, weights};
 use heirloom_engine::train::loss;
-use heirloom_engine::train::optimizer::Optimizer;
 use heirloom_engine::train::parameters::Parameters;
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use crate::support::{Golden, difference, fixture, logits, mean_gradient, model, with_adapter};
-
-/// The bar for logits, gradients and merged weights.
-const SAME: f64 = 1e-4;
+use crate::support::{
+    Golden, SAME, check_computed_again, check_numbers, course, difference, fixture, furthest,
+    logits, mean_gradient, model, with_adapter,
+};
 
 /// Fixtures with their bases.
 const CASES: [(&str, &str); 6] = [
@@ -42,50 +41,10 @@ fn adapted(case: &str, base: &str) -> (Decoder, Parameters) {
     with_adapter(model(base, Dtype::Float32), &folder)
 }
 
-/// Losses of steps of AdamW with a rate, as the fixtures were made.
-fn course(
-    model: &Decoder,
-    parameters: &mut Parameters,
-    batch: &MicroBatch,
-    lr: f64,
-    steps: usize,
-) -> Vec<f64> {
-    let settings = Adamw { lr, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0 };
-    let settings = recipe::Optimizer::Adamw(settings);
-    let mut adamw = Optimizer::new(&settings, parameters).unwrap();
-    let step = |_| {
-        let (loss, gradient) = mean_gradient(model, parameters, batch);
-        adamw.update(parameters, &gradient, lr).unwrap();
-        loss
-    };
-    (0..steps).map(step).collect()
-}
-
-fn furthest(found: &[f64], expected: &[f64]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let apart = found.iter().zip(expected).map(|(found, expected)| (found / expected - 1.0).abs());
-    apart.fold(0.0, f64::max)
-}
-
 #[test]
 fn logits_gradients_and_losses_of_every_kind_equal_peft() {
     for (case, base) in CASES {
-        let (golden, (model, mut parameters)) = (golden(case), adapted(case, base));
-        let batch = golden.packed();
-        let found = tch::no_grad(|| logits(&model, &batch));
-        let of_logits = difference(&found, &golden.logits("logits."));
-        let (_, gradient) = mean_gradient(&model, &parameters, &batch);
-        assert_eq!(golden.names("grad.").len(), parameters.split(&gradient).count(), "{case}");
-        let apart = parameters
-            .split(&gradient)
-            .map(|(key, found)| difference(&found, &golden.tensor(&format!("grad.{key}"))));
-        let of_gradients = apart.fold(0.0, f64::max);
-        let losses = course(&model, &mut parameters, &batch, 1e-2, 3);
-        let of_losses = furthest(&losses, &golden.numbers("losses"));
-        println!(
-            "{case}: logits {of_logits:.1e}, gradients {of_gradients:.1e}, losses {of_losses:.1e}"
-        );
-        assert!(of_logits <= SAME && of_gradients <= SAME && of_losses <= SAME, "{case}");
+        check_numbers(case, &golden(case), adapted(case, base), 1e-2);
     }
 }
 
@@ -200,14 +159,7 @@ fn weights_that_are_trained_by_name_have_the_gradients_of_full_training() {
 #[test]
 fn blocks_that_are_computed_again_give_every_kind_the_same_gradient() {
     for (case, base) in CASES {
-        let (mut model, parameters) = adapted(case, base);
-        let batch = golden(case).packed();
-        let (_, once) = mean_gradient(&model, &parameters, &batch);
-        for checkpointing in [ActivationCheckpointing::Selective, ActivationCheckpointing::Block] {
-            model.checkpointing = checkpointing;
-            let (_, again) = mean_gradient(&model, &parameters, &batch);
-            assert_eq!(again, once, "{case} {checkpointing:?}");
-        }
+        check_computed_again(case, &golden(case), adapted(case, base));
     }
 }
 

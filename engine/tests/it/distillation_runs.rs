@@ -238,6 +238,21 @@ fn logits_need_a_teacher_and_fewer_tokens_than_there_are() {
     assert!(!Path::new(to).exists(), "nothing is half-written");
 }
 
+#[test]
+fn logits_never_replace_a_file_of_another_kind() {
+    let place = Place::new();
+    for (name, bytes) in [("rows.parquet", &b"PAR1 rows"[..]), ("mine.yaml", b"heirloom: 1\n")] {
+        let path = place.path(name);
+        fs::write(&path, bytes).unwrap();
+        for more in [&[][..], &["--force"]] {
+            let (good, said) =
+                place.recipe("logits", &[&["-o", path.to_str().unwrap()], more].concat());
+            assert!(!good && said.contains("does not hold what a teacher said"), "{said}");
+            assert_eq!(fs::read(&path).unwrap(), bytes);
+        }
+    }
+}
+
 fn copy_model(to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(root().join("data/seedling")).unwrap() {

@@ -6,21 +6,17 @@ use std::path::Path;
 
 use heirloom::base::BaseFolder;
 use heirloom::dataset::stream::MicroBatch;
-use heirloom::recipe::{
-    self, ActivationCheckpointing, Adamw, Dtype, Lora, Pattern, Quantization, Start, Storage,
-    Targets,
-};
+use heirloom::recipe::{Dtype, Lora, Pattern, Quantization, Start, Storage, Targets};
 use heirloom_engine::adapter::{self, peft};
 use heirloom_engine::model::{Decoder, weights};
-use heirloom_engine::train::optimizer::Optimizer;
 use heirloom_engine::train::parameters::Parameters;
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use crate::support::{Golden, difference, fixture, logits, mean_gradient, with_adapter};
-
-/// The bar for logits, gradients and losses.
-const SAME: f64 = 1e-4;
+use crate::support::{
+    Golden, check_computed_again, check_numbers, difference, fixture, logits, mean_gradient,
+    with_adapter,
+};
 
 /// Fixtures with their families.
 const CASES: [(&str, &str); 5] = [
@@ -53,29 +49,7 @@ fn adapted(case: &str, family: &str) -> (Decoder, Parameters) {
 #[test]
 fn logits_gradients_and_losses_of_experts_equal_peft() {
     for (case, family) in CASES {
-        let (golden, (model, mut parameters)) = (golden(case), adapted(case, family));
-        let batch = golden.packed();
-        let found = tch::no_grad(|| logits(&model, &batch));
-        let of_logits = difference(&found, &golden.logits("logits."));
-        let (_, gradient) = mean_gradient(&model, &parameters, &batch);
-        assert_eq!(golden.names("grad.").len(), parameters.split(&gradient).count(), "{case}");
-        let apart = parameters
-            .split(&gradient)
-            .map(|(key, found)| difference(&found, &golden.tensor(&format!("grad.{key}"))));
-        let of_gradients = apart.fold(0.0, f64::max);
-        let settings = Adamw { lr: 1e-3, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0 };
-        let settings = recipe::Optimizer::Adamw(settings);
-        let mut adamw = Optimizer::new(&settings, &parameters).unwrap();
-        let steps = golden.numbers("losses").into_iter().map(|expected| {
-            let (loss, gradient) = mean_gradient(&model, &parameters, &batch);
-            adamw.update(&mut parameters, &gradient, 1e-3).unwrap();
-            (loss / expected - 1.0).abs()
-        });
-        let of_losses = steps.fold(0.0, f64::max);
-        println!(
-            "{case}: logits {of_logits:.1e}, gradients {of_gradients:.1e}, losses {of_losses:.1e}"
-        );
-        assert!(of_logits <= SAME && of_gradients <= SAME && of_losses <= SAME, "{case}");
+        check_numbers(case, &golden(case), adapted(case, family), 1e-3);
     }
 }
 
@@ -110,14 +84,7 @@ fn settings_of_experts_survive_reading_and_writing() {
 #[test]
 fn blocks_of_experts_that_are_computed_again_give_the_same_gradient() {
     for (case, family) in CASES {
-        let (mut model, parameters) = adapted(case, family);
-        let batch = golden(case).packed();
-        let (_, once) = mean_gradient(&model, &parameters, &batch);
-        for checkpointing in [ActivationCheckpointing::Selective, ActivationCheckpointing::Block] {
-            model.checkpointing = checkpointing;
-            let (_, again) = mean_gradient(&model, &parameters, &batch);
-            assert_eq!(again, once, "{case} {checkpointing:?}");
-        }
+        check_computed_again(case, &golden(case), adapted(case, family));
     }
 }
 

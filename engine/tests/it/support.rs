@@ -4,10 +4,14 @@ use std::path::{Path, PathBuf};
 
 use heirloom::base::{BaseFolder, Checkpoint};
 use heirloom::dataset::stream::MicroBatch;
+use heirloom::recipe::{self, ActivationCheckpointing, Adamw};
 use heirloom_engine::adapter::{self, peft};
 use heirloom_engine::model::{Decoder, weights};
-use heirloom_engine::train::{loss, parameters::Parameters};
+use heirloom_engine::train::{loss, optimizer::Optimizer, parameters::Parameters};
 use tch::{Kind, Tensor};
+
+/// The bar for logits, gradients and losses beside PEFT's.
+pub(crate) const SAME: f64 = 1e-4;
 
 /// A file or folder under `tests/fixtures`.
 pub(crate) fn fixture(name: &str) -> PathBuf {
@@ -103,4 +107,71 @@ pub(crate) fn mean_gradient(
     let mean = sum / batch.trained_tokens() as f64;
     parameters.add_gradient(&mean, &gradient).unwrap();
     (mean.double_value(&[]), gradient)
+}
+
+/// Losses of steps of AdamW with a rate, as the fixtures were made.
+pub(crate) fn course(
+    model: &Decoder,
+    parameters: &mut Parameters,
+    batch: &MicroBatch,
+    lr: f64,
+    steps: usize,
+) -> Vec<f64> {
+    let settings = Adamw { lr, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0 };
+    let settings = recipe::Optimizer::Adamw(settings);
+    let mut adamw = Optimizer::new(&settings, parameters).unwrap();
+    let step = |_| {
+        let (loss, gradient) = mean_gradient(model, parameters, batch);
+        adamw.update(parameters, &gradient, lr).unwrap();
+        loss
+    };
+    (0..steps).map(step).collect()
+}
+
+/// The largest relative distance of two courses.
+pub(crate) fn furthest(found: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let apart = found.iter().zip(expected).map(|(found, expected)| (found / expected - 1.0).abs());
+    apart.fold(0.0, f64::max)
+}
+
+/// Logits, gradients and losses of three steps of an adapted model beside PEFT's; prints how far
+/// they are apart.
+#[expect(clippy::print_stdout, reason = "for whoever asks with `--nocapture`")]
+pub(crate) fn check_numbers(
+    case: &str,
+    golden: &Golden,
+    (model, mut parameters): (Decoder, Parameters),
+    lr: f64,
+) {
+    let batch = golden.packed();
+    let found = tch::no_grad(|| logits(&model, &batch));
+    let of_logits = difference(&found, &golden.logits("logits."));
+    let (_, gradient) = mean_gradient(&model, &parameters, &batch);
+    assert_eq!(golden.names("grad.").len(), parameters.split(&gradient).count(), "{case}");
+    let apart = parameters
+        .split(&gradient)
+        .map(|(key, found)| difference(&found, &golden.tensor(&format!("grad.{key}"))));
+    let of_gradients = apart.fold(0.0, f64::max);
+    let losses = course(&model, &mut parameters, &batch, lr, 3);
+    let of_losses = furthest(&losses, &golden.numbers("losses"));
+    println!(
+        "{case}: logits {of_logits:.1e}, gradients {of_gradients:.1e}, losses {of_losses:.1e}"
+    );
+    assert!(of_logits <= SAME && of_gradients <= SAME && of_losses <= SAME, "{case}");
+}
+
+/// The same bits, whatever is computed again in the backward pass.
+pub(crate) fn check_computed_again(
+    case: &str,
+    golden: &Golden,
+    (mut model, parameters): (Decoder, Parameters),
+) {
+    let batch = golden.packed();
+    let (_, once) = mean_gradient(&model, &parameters, &batch);
+    for checkpointing in [ActivationCheckpointing::Selective, ActivationCheckpointing::Block] {
+        model.checkpointing = checkpointing;
+        let (_, again) = mean_gradient(&model, &parameters, &batch);
+        assert_eq!(again, once, "{case} {checkpointing:?}");
+    }
 }

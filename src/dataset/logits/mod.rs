@@ -6,7 +6,7 @@
 //! A row of the file is one token that is to be predicted. It is found by the document that it
 //! is in ([`key_of`]): its tokens, and which of them are trained. So the file fits whatever
 //! packing, order and micro-batches, and never another tokenizer, template, mask or window than
-//! it was made with. `record_id` says whose row it is, so that it can be erased.
+//! it was made with. `record_id` says whose row it is.
 //!
 //! | column | type | what |
 //! |---|---|---|

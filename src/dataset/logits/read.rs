@@ -20,6 +20,9 @@ use super::{FOOTER_KEY, Header, Key, LogitsError};
 /// Rows that are read at a time while documents are looked for.
 const SCANNED_ROWS: usize = 1 << 16;
 
+/// How far the probabilities of a position may be from one together: they are rounded to f32.
+const WHOLE: f64 = 1e-2;
+
 /// Said of a file whose decoder gives up without a word.
 const DAMAGED: &str = "it is damaged";
 
@@ -224,6 +227,17 @@ impl Stored {
             let numbers = logprobs.values().iter().chain(rest.values().get(row));
             if logprobs.null_count() > 0 || !numbers.into_iter().all(|number| number.is_finite()) {
                 return Err(wrong("has a log-probability that is no number"));
+            }
+            let mut known: Vec<i32> = ids.values().to_vec();
+            known.sort_unstable();
+            if known.windows(2).any(|two| matches!(two, [one, other] if one == other)) {
+                return Err(wrong("names a token twice"));
+            }
+            let sum = |logs: &[f32]| logs.iter().map(|log| f64::from(*log).exp()).sum::<f64>();
+            let all =
+                sum(logprobs.values()) + rest.values().get(row).map_or(0.0, |log| sum(&[*log]));
+            if (all - 1.0).abs() > WHOLE {
+                return Err(wrong("has probabilities that do not add up to one"));
             }
             said.ids.extend(ids.values().iter());
             said.logprobs.extend(logprobs.values().iter());

@@ -26,11 +26,14 @@ fn header(top_k: usize) -> Header {
 /// What is said to a document of so many tokens, different for every document.
 fn said(document: i32, tokens: i32, top_k: i32) -> Said {
     let all = 0..tokens * top_k;
+    // Of what is known at a token together.
+    let share = |token: i32| 0.9 / f64::from(1 + document + token);
+    let known = |number: i32| (share(number / top_k) / f64::from(top_k)).ln() as f32;
     Said {
         positions: (1..=tokens).collect(),
         ids: all.clone().map(|number| (number + document) % 50).collect(),
-        logprobs: all.map(|number| -0.25 * number as f32 - document as f32).collect(),
-        rest: (0..tokens).map(|token| -9.0 - token as f32 - document as f32).collect(),
+        logprobs: all.map(known).collect(),
+        rest: (0..tokens).map(|token| (-share(token)).ln_1p() as f32).collect(),
     }
 }
 
@@ -117,6 +120,11 @@ fn what_no_teacher_said_is_refused() {
     let number = "has a log-probability that is no number";
     assert_eq!(refused(|said| said.logprobs[3] = f32::NAN), number);
     assert_eq!(refused(|said| said.rest[1] = f32::NEG_INFINITY), number);
+    assert_eq!(refused(|said| said.ids[1] = said.ids[0]), "names a token twice");
+    let sum = "has probabilities that do not add up to one";
+    assert_eq!(refused(|said| said.logprobs[4] = 50.0), sum);
+    assert_eq!(refused(|said| said.rest[3] = 3e38), sum);
+    assert_eq!(refused(|said| said.rest[0] = -80.0), sum);
 }
 
 #[test]

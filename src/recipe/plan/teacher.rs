@@ -86,6 +86,15 @@ impl Looking<'_> {
             let digests = |files: &[LockedFile]| -> Vec<String> {
                 files.iter().map(|file| file.sha256.clone()).collect()
             };
+            let held = distillation.teacher.as_ref().map(Teacher::storage);
+            if held.is_some_and(|held| held != header.storage) {
+                let what = format!(
+                    "is `{}`, which was said by the teacher in another precision than `{KEY}` has",
+                    path.display()
+                );
+                let hint = "make it again with `heirloom logits`, or leave `teacher` out";
+                self.rule(LOGITS, what, hint.to_owned());
+            }
             if digests(&now.files) != digests(&header.teacher.files) {
                 let what = format!(
                     "is `{}`, which was said by another model than `{KEY}` is",

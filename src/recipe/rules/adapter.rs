@@ -45,7 +45,8 @@ impl Check<'_> {
         self.at_least_one(u64::from(lora.rank), "adapter.vera.rank");
         self.at_most(u64::from(lora.rank), MAX_RANK, "adapter.vera.rank");
         self.rule(
-            vectors.d_initial != 0.0 && vectors.d_initial.is_finite(),
+            // As the vectors hold it.
+            vectors.d_initial as f32 != 0.0 && (vectors.d_initial as f32).is_finite(),
             "adapter.vera.d_initial",
             format!("is {}, from which nothing is learned", vectors.d_initial),
             "write, for example, 0.1, or leave it out",

@@ -5,12 +5,23 @@ use crate::diagnose::Diagnose as _;
 use crate::hub::Address;
 use crate::recipe::{Distillation, Quantization, Recipe, Teacher};
 
+/// Logits divided by less are those of the likeliest token alone, and beyond all numbers.
+const LEAST_TEMPERATURE: f64 = 0.01;
+
+/// Logits divided by more are all alike.
+const MOST_TEMPERATURE: f64 = 100.0;
+
 impl Check<'_> {
     pub(super) fn distillation(&mut self, distillation: &Distillation, recipe: &Recipe) {
         let Distillation { teacher, logits, beta, temperature, kd_ratio } = distillation;
         let within = "objective.distillation";
         self.share(*beta, &format!("{within}.beta"));
-        self.positive(*temperature, &format!("{within}.temperature"), "1.0");
+        self.rule(
+            (LEAST_TEMPERATURE..=MOST_TEMPERATURE).contains(temperature),
+            &format!("{within}.temperature"),
+            format!("must lie between {LEAST_TEMPERATURE} and {MOST_TEMPERATURE}"),
+            "write, for example, 1.0",
+        );
         self.rule(
             *kd_ratio > 0.0 && *kd_ratio <= 1.0,
             &format!("{within}.kd_ratio"),
@@ -120,7 +131,8 @@ train:
         for (set, expected) in [
             ("objective.distillation.beta=1.5", "must lie between 0 and 1"),
             ("objective.distillation.beta=-0.1", "must lie between 0 and 1"),
-            ("objective.distillation.temperature=0", "must be greater than 0"),
+            ("objective.distillation.temperature=0", "must lie between 0.01 and 100"),
+            ("objective.distillation.temperature=1e300", "must lie between 0.01 and 100"),
             ("objective.distillation.kd_ratio=0", "must be greater than 0 and at most 1"),
             ("objective.distillation.kd_ratio=1.1", "must be greater than 0 and at most 1"),
             ("objective.distillation.teacher=null", "names nobody to learn from"),
