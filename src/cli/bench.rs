@@ -2,18 +2,13 @@
 
 use std::path::PathBuf;
 
-use jiff::Timestamp;
-
 use super::check::{self, Output};
 use super::exit::ExitStatus;
 use super::printer::Printer;
 use super::target;
 use crate::diagnose::Failure;
-use crate::hub::Need;
 use crate::job::{self, Bench, Device, Job, Work};
 use crate::recipe;
-use crate::recipe::plan::Plan;
-use crate::track::rows::Rows;
 
 /// Measure how fast this machine trains a recipe, and where the time goes.
 ///
@@ -57,12 +52,7 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     literal.recipe.base.from_scratch |= arguments.random_weights;
     // Before the long look at the inputs: nothing of it would be of use.
     job::engine()?;
-    let literal = target::pin(literal, Need::Model, printer)?;
-    let rows = Rows::new(printer.into());
-    let plan = Plan::make(&literal, Timestamp::now(), &|more| rows.advance(more));
-    rows.finish();
-    let plan = plan?;
-    check::warn(&plan, printer);
+    let plan = check::plan(literal, printer)?;
     if let Some(limit) = check::limit_of(arguments.device)? {
         plan.steps_fit(limit)?;
     }

@@ -20,7 +20,8 @@ use crate::recipe::memory::{Memory, MemoryError, Moment, Setting};
 use crate::recipe::plan::{Parameters, Plan, Warning};
 use crate::recipe::problem::{Place, Problem, RecipeError};
 use crate::recipe::{
-    self, Adapter, Base, Distillation, Objective, PUBLISHING, Quantization, Storage, WriteError,
+    self, Adapter, Base, Distillation, Literal, Objective, PUBLISHING, Quantization, Storage,
+    WriteError,
 };
 use crate::track::rows::Rows;
 
@@ -100,6 +101,18 @@ pub(super) fn fits(plan: &Plan, device: Device) -> Result<(), Failure> {
 /// What this machine has; what a device of CUDA has, only it knows.
 pub(super) fn limit_of(device: Device) -> Result<Option<Limit>, LimitError> {
     if device == Device::Cpu { limit::read() } else { Ok(None) }
+}
+
+/// What a command that computes will do, after a look at everything it names; says what may be
+/// a mistake.
+pub(super) fn plan(literal: Literal, printer: Printer) -> Result<Plan, Failure> {
+    let literal = target::pin(literal, Need::Model, printer)?;
+    let rows = Rows::new(printer.into());
+    let plan = Plan::make(&literal, Timestamp::now(), &|more| rows.advance(more));
+    rows.finish();
+    let plan = plan?;
+    warn(&plan, printer);
+    Ok(plan)
 }
 
 /// Says what may be a mistake.

@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use jiff::Timestamp;
-
 use super::check;
 use super::exit::ExitStatus;
 use super::printer::Printer;
@@ -11,11 +9,8 @@ use super::target;
 use crate::dataset::logits::Header;
 use crate::diagnose::{Diagnose, Failure};
 use crate::files;
-use crate::hub::Need;
 use crate::job::{self, Device, Job, Logits, Work};
-use crate::recipe::plan::Plan;
 use crate::recipe::{self, Objective};
-use crate::track::rows::Rows;
 
 /// Tokens that are kept at each position where nobody says.
 const TOP_K: usize = 32;
@@ -106,12 +101,7 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     // Before the long look at the inputs: nothing of it would be of use.
     arguments.check_output()?;
     job::engine()?;
-    let literal = target::pin(literal, Need::Model, printer)?;
-    let rows = Rows::new(printer.into());
-    let plan = Plan::make(&literal, Timestamp::now(), &|more| rows.advance(more));
-    rows.finish();
-    let plan = plan?;
-    check::warn(&plan, printer);
+    let plan = check::plan(literal, printer)?;
     let work = Work { lock: plan.lock()?, recipe: plan.recipe };
     let (top_k, device) = (arguments.top_k, arguments.device);
     let job = Logits { top_k, device, output: arguments.output.clone() };

@@ -9,11 +9,10 @@ use super::printer::Printer;
 use super::target::{self, Run};
 use crate::dataset::survey::SurveyedFile;
 use crate::diagnose::{Diagnose, Failure};
-use crate::hub::Need;
 use crate::job::{self, Device, Job};
 use crate::provenance::{registry, tree};
 use crate::recipe::lock::{Lock, LockedData};
-use crate::recipe::plan::{Again, Plan};
+use crate::recipe::plan::Again;
 use crate::recipe::{self, Adapter, Literal};
 use crate::run::RunFolder;
 use crate::run::hold::Hold;
@@ -159,11 +158,7 @@ pub(super) fn run(arguments: &Arguments, printer: Printer) -> Result<ExitStatus,
     if arguments.resume {
         resume(&mut literal, &path, printer)?;
     } else {
-        let literal = target::pin(literal, Need::Model, printer)?;
-        let rows = Rows::new(printer.into());
-        let plan = Plan::make(&literal, Timestamp::now(), &|more| rows.advance(more))?;
-        rows.finish();
-        super::check::warn(&plan, printer);
+        let plan = super::check::plan(literal, printer)?;
         super::check::fits(&plan, arguments.device)?;
         let rows = Rows::new(printer.into());
         plan.begin(&run, |folder, spec| {

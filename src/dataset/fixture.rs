@@ -249,3 +249,27 @@ pub(crate) fn try_read(
 pub(crate) fn read(path: &Path, group: usize) -> super::batch::Batch {
     try_read(path, group).unwrap()
 }
+
+/// Two passes over training rows, three windows of 64 tokens to a step.
+pub(crate) fn training(files: Vec<super::spec::SplitFile>) -> super::spec::Spec {
+    use crate::recipe::{Overlong, Packing, StoppingStrategy, SurveyOf, TrainOn};
+    super::spec::Spec {
+        files,
+        weights: Vec::new(),
+        stopping: StoppingStrategy::FirstExhausted,
+        validation_split: 0.0,
+        survey: SurveyOf::All,
+        seed: 17,
+        gate: Arc::new(super::gate::Gate::open(ask(), &[]).unwrap()),
+        sequence_length: 64,
+        packing: Packing::BestFit,
+        overlong: Overlong::Refuse,
+        mask: TrainOn::Assistant.into(),
+        shuffle_seed: Some(17),
+        windows_per_step: 3,
+        micro_batch_tokens: 128,
+        epochs: 2,
+        max_steps: None,
+        max_new_tokens: Default::default(),
+    }
+}

@@ -6,11 +6,10 @@ use arrow::record_batch::RecordBatch;
 use tempfile::TempDir;
 
 use super::super::fixture::{self, TEMPLATE, row};
-use super::super::gate::Gate;
 use super::super::survey::survey;
 use super::*;
 use crate::recipe::lock::Split;
-use crate::recipe::{Format, Overlong, Packing, StoppingStrategy, SurveyOf, TrainOn};
+use crate::recipe::{Format, Overlong, TrainOn};
 
 const ROWS: usize = 60;
 
@@ -71,23 +70,9 @@ impl World {
         let path = self.folder.path().join("rows.parquet");
         let file = SplitFile { format, ..fixture::split_file(Split::Train, path) };
         Spec {
-            files: vec![file],
-            weights: Vec::new(),
-            stopping: StoppingStrategy::FirstExhausted,
-            validation_split: 0.0,
-            survey: SurveyOf::All,
-            seed: 17,
-            gate: Arc::new(Gate::open(fixture::ask(), &[]).unwrap()),
             sequence_length: 128,
-            packing: Packing::BestFit,
-            overlong: Overlong::Refuse,
             mask: TrainOn::Completion.into(),
-            shuffle_seed: Some(17),
-            windows_per_step: 3,
-            micro_batch_tokens: 128,
-            epochs: 2,
-            max_steps: None,
-            max_new_tokens: Default::default(),
+            ..fixture::training(vec![file])
         }
     }
 

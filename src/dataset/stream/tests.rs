@@ -44,26 +44,7 @@ impl World {
             source,
             ..fixture::split_file(Split::Train, PathBuf::new())
         };
-        let gate = Gate::open(fixture::ask(), &[]).unwrap();
-        Spec {
-            files: vec![file(0, "a.parquet"), file(1, "b.parquet")],
-            weights: Vec::new(),
-            stopping: StoppingStrategy::FirstExhausted,
-            validation_split: 0.0,
-            survey: SurveyOf::All,
-            seed: 17,
-            gate: Arc::new(gate),
-            sequence_length: 64,
-            packing: Packing::BestFit,
-            overlong: Overlong::Refuse,
-            mask: TrainOn::Assistant.into(),
-            shuffle_seed: Some(17),
-            windows_per_step: 3,
-            micro_batch_tokens: 128,
-            epochs: 2,
-            max_steps: None,
-            max_new_tokens: Default::default(),
-        }
+        fixture::training(vec![file(0, "a.parquet"), file(1, "b.parquet")])
     }
 
     fn steps(&self, spec: &Spec, from: Position) -> Vec<Step> {
